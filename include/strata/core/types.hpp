@@ -1,0 +1,53 @@
+// Small vocabulary types that every part of the library shares: sizes, levels and pairs of spatial extents.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace strata {
+
+/// Signed size and index type, the same as `Eigen::Index`.
+using index_t = std::ptrdiff_t;
+
+/// One of the nested models. `Level{0}` is the sparsest and cheapest; every higher level holds all non-zeros of the
+/// level below and more.
+struct Level {
+  int index = 0;
+
+  friend constexpr bool operator==(Level, Level) = default;
+  friend constexpr auto operator<=>(Level, Level) = default;
+};
+
+/// A (vertical, horizontal) pair. Converts from one number that then holds for both directions.
+struct Pair {
+  index_t h = 1;
+  index_t w = 1;
+
+  constexpr Pair() = default;
+  constexpr Pair(index_t both) : h(both), w(both) {}  // NOLINT(google-explicit-constructor): `.kernel = 3` is the point
+  constexpr Pair(index_t vertical, index_t horizontal) : h(vertical), w(horizontal) {}
+
+  friend constexpr bool operator==(const Pair&, const Pair&) = default;
+};
+
+/// Shape of one input or output picture (or vector: height and width 1), without the batch.
+struct Shape {
+  index_t channels = 0;
+  index_t height = 1;
+  index_t width = 1;
+
+  [[nodiscard]] constexpr index_t size() const noexcept { return channels * height * width; }
+  friend constexpr bool operator==(const Shape&, const Shape&) = default;
+};
+
+/// `value` rounded up to a multiple of `step`; `step` > 0.
+[[nodiscard]] constexpr index_t round_up(index_t value, index_t step) noexcept {
+  return (value + step - 1) / step * step;
+}
+
+/// Smallest integer not below `numerator / denominator`; `denominator` > 0.
+[[nodiscard]] constexpr index_t ceil_div(index_t numerator, index_t denominator) noexcept {
+  return (numerator + denominator - 1) / denominator;
+}
+
+}  // namespace strata
