@@ -1,6 +1,7 @@
 // Small vocabulary types that every part of the library shares: sizes, levels and pairs of spatial extents.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 
