@@ -1,0 +1,193 @@
+// How a layer's parameters pass through an Archive: one naming of arrays for writing (training layers) and reading
+// (inference layers). Reading checks everything and remembers the first error, so that layers need no error paths.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/archive.hpp>
+#include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
+#include <strata/sparse/leveled_csr.hpp>
+
+namespace strata {
+
+/// Index types of stored weights. Convolutions have narrow column blocks (their input block has to fit the L1 cache),
+/// linear layers whole rows; model files hold these types, whatever the machine.
+using ConvIndex = std::uint8_t;
+using LinearIndex = std::uint16_t;
+
+/// Columns of a block of a convolution's weight matrix with `taps` = kernel.h * kernel.w columns per input channel: as
+/// many whole channels as stay in L1 beside their shifted copies (measured in benchmarks/kernels.cpp).
+[[nodiscard]] constexpr index_t conv_block_columns(index_t taps) noexcept {
+  constexpr index_t widest = LeveledCsr<float, ConvIndex>::max_block_columns;
+  if (taps > widest) return widest;
+  if (taps == 1) return 64;
+  return taps * (taps >= 144 ? 1 : 144 / taps);
+}
+
+/// Columns of a block of a linear layer's weight matrix: whole rows while the index type reaches.
+[[nodiscard]] constexpr index_t linear_block_columns(index_t columns) noexcept {
+  constexpr index_t widest = LeveledCsr<float, LinearIndex>::max_block_columns;
+  return columns < 1 ? 1 : (columns < widest ? columns : widest);
+}
+
+/// Writes parameters into an archive. A layer calls it with its state_dict names.
+class ParameterSink {
+ public:
+  explicit ParameterSink(Archive& archive) : archive_(archive) {}
+
+  [[nodiscard]] int levels() const noexcept { return archive_.levels(); }
+
+  /// A whole array that `stratum` and all above need. Error: the name is taken.
+  template <class T>
+  void array(const std::string& name, std::vector<index_t> shape, int stratum, std::span<const T> values) {
+    if (!archive_.add(name, std::move(shape), stratum, values)) raise(Error(name, "a name of its own", "it is taken"));
+  }
+
+  /// One vector per level, such as a normalisation's scale: `name.0`, `name.1`, ...
+  template <class T>
+  void per_level(const std::string& name, int level, std::span<const T> values) {
+    array(name + "." + std::to_string(level), {static_cast<index_t>(values.size())}, level, values);
+  }
+
+  /// A level-sorted matrix: `name.shape` (rows, columns, block columns) and per stratum s `name.values.s`,
+  /// `name.indices.s`, `name.lengths.s`.
+  template <class Scalar, class Index>
+  void leveled_csr(const std::string& name, const LeveledCsr<Scalar, Index>& matrix) {
+    const std::array<std::int64_t, 3> shape = {matrix.rows(), matrix.columns(), matrix.block_columns()};
+    array(name + ".shape", {3}, 0, std::span<const std::int64_t>(shape));
+    for (int s = 0; s < matrix.levels(); ++s) {
+      const auto& stratum = matrix.stratum(s);
+      const std::string suffix = "." + std::to_string(s);
+      const auto nnz = static_cast<index_t>(stratum.values.size());
+      array(name + ".values" + suffix, {nnz}, s, stratum.values);
+      array(name + ".indices" + suffix, {nnz}, s, stratum.indices);
+      array(name + ".lengths" + suffix, {matrix.blocks(), matrix.rows()}, s, stratum.lengths);
+    }
+  }
+
+ private:
+  Archive& archive_;
+};
+
+/// Reads parameters from an archive. The first error is kept (`status()`); after it every read returns something empty.
+class ParameterSource {
+ public:
+  explicit ParameterSource(const Archive& archive) : archive_(archive) {
+    auto owners = std::make_shared<std::vector<std::shared_ptr<const void>>>(archive.owners());
+    owner_ = std::move(owners);
+  }
+
+  [[nodiscard]] int levels() const noexcept { return archive_.levels(); }
+  [[nodiscard]] bool has(const std::string& name) const noexcept { return archive_.find(name) != nullptr; }
+  /// Keeps the memory of every view alive.
+  [[nodiscard]] const std::shared_ptr<const void>& owner() const noexcept { return owner_; }
+
+  /// View of the array `name`. Errors: missing, another type, another shape.
+  template <class T>
+  std::span<const T> array(const std::string& name, const std::vector<index_t>& shape) {
+    const ArrayView* found = take(name);
+    if (found == nullptr) return {};
+    if (found->type != data_type_of<T>()) {
+      fail(Error(name, "type " + std::string(name_of(data_type_of<T>())), std::string(name_of(found->type))));
+      return {};
+    }
+    if (found->shape != shape) {
+      fail(Error(name, "shape " + text(shape), text(found->shape)));
+      return {};
+    }
+    return found->as<T>();
+  }
+
+  /// Views of `name.0` .. `name.<levels-1>`, each of `size` entries.
+  template <class T>
+  std::vector<std::span<const T>> per_level(const std::string& name, index_t size) {
+    std::vector<std::span<const T>> views;
+    for (int level = 0; level < levels(); ++level)
+      views.push_back(array<T>(name + "." + std::to_string(level), {size}));
+    return views;
+  }
+
+  /// The level-sorted matrix `name`. Errors: missing arrays, another shape, anything `LeveledCsr::from_arrays` refuses.
+  template <class Scalar, class Index>
+  LeveledCsr<Scalar, Index> leveled_csr(const std::string& name, index_t rows, index_t columns) {
+    using Matrix = LeveledCsr<Scalar, Index>;
+    const auto shape = array<std::int64_t>(name + ".shape", {3});
+    if (error_) return {};
+    if (shape[0] != rows || shape[1] != columns) {
+      fail(Error(name, text({rows, columns}), text({static_cast<index_t>(shape[0]), static_cast<index_t>(shape[1])})));
+      return {};
+    }
+    if (shape[2] < 1 || shape[2] > Matrix::max_block_columns) {
+      fail(Error(name, "1 to " + std::to_string(Matrix::max_block_columns) + " columns a block",
+                 std::to_string(shape[2])));
+      return {};
+    }
+    const auto block_columns = static_cast<index_t>(shape[2]);
+    std::vector<typename Matrix::Arrays> arrays;
+    for (int s = 0; s < levels(); ++s) {
+      const std::string suffix = "." + std::to_string(s);
+      const ArrayView* values = archive_.find(name + ".values" + suffix);
+      const index_t nnz = values == nullptr ? 0 : values->size();
+      arrays.push_back({array<Scalar>(name + ".values" + suffix, {nnz}),
+                        array<Index>(name + ".indices" + suffix, {nnz}),
+                        array<Index>(name + ".lengths" + suffix, {ceil_div(columns, block_columns), rows})});
+      if (error_) return {};
+    }
+    Result<Matrix> matrix = Matrix::from_arrays(rows, columns, block_columns, arrays, owner_);
+    if (!matrix) {
+      fail(matrix.error().within(name));
+      return {};
+    }
+    return std::move(matrix).value();
+  }
+
+  /// Remembers `error` unless there is one already.
+  void fail(Error error) {
+    if (!error_) error_ = std::move(error);
+  }
+
+  /// The first error so far.
+  [[nodiscard]] Status status() const { return error_ ? Status(*error_) : success(); }
+
+  /// The first error, or one that names an array nobody asked for. Names that start with `reserved` are left alone.
+  [[nodiscard]] Status finish(const std::string& reserved) const {
+    if (error_) return *error_;
+    for (const ArrayView& view : archive_.arrays())
+      if (!taken_.contains(view.name) && !view.name.starts_with(reserved))
+        return Error(view.name, "no such parameter in this network", "an array of shape " + text(view.shape));
+    return success();
+  }
+
+ private:
+  const ArrayView* take(const std::string& name) {
+    if (error_) return nullptr;
+    const ArrayView* found = archive_.find(name);
+    if (found == nullptr) {
+      fail(Error(name, "a parameter of that name", "none"));
+      return nullptr;
+    }
+    taken_.insert(name);
+    return found;
+  }
+
+  [[nodiscard]] static std::string text(const std::vector<index_t>& shape) {
+    std::string result = "[";
+    for (std::size_t i = 0; i < shape.size(); ++i) result += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+    return result + "]";
+  }
+
+  const Archive& archive_;
+  std::shared_ptr<const void> owner_;
+  std::set<std::string, std::less<>> taken_;
+  std::optional<Error> error_;
+};
+
+}  // namespace strata
