@@ -1,0 +1,119 @@
+// Whole networks in and out of an Archive: training networks write one, inference networks are built from one. The
+// names and shapes of single arrays are decided in layers/parameters.hpp, files in io/.
+#pragma once
+
+#include <charconv>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <strata/core/archive.hpp>
+#include <strata/core/error.hpp>
+#include <strata/layers/module.hpp>
+#include <strata/layers/parameters.hpp>
+
+namespace strata {
+
+/// Metadata keys that every archive of a network has: its architecture and, one key each, the numbers of its config.
+inline constexpr std::string_view architecture_key = "architecture";
+inline constexpr std::string_view config_prefix = "config.";
+/// Arrays that belong to the file rather than to a layer (one input and each level's output, replayed on load).
+inline constexpr std::string_view self_check_prefix = "self_check.";
+
+namespace detail {
+
+template <class Number>
+[[nodiscard]] std::string number_text(Number value) {
+  if constexpr (std::is_enum_v<Number>) {
+    return std::to_string(static_cast<std::underlying_type_t<Number>>(value));
+  } else if constexpr (std::is_same_v<Number, bool>) {
+    return value ? "1" : "0";
+  } else {
+    char buffer[64];
+    const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value);
+    return {buffer, end.ptr};
+  }
+}
+
+template <class Number>
+[[nodiscard]] bool parse_number(const std::string& text, Number& value) {
+  if constexpr (std::is_enum_v<Number>) {
+    std::underlying_type_t<Number> number{};
+    if (!parse_number(text, number)) return false;
+    value = static_cast<Number>(number);
+    return true;
+  } else if constexpr (std::is_same_v<Number, bool>) {
+    value = text == "1";
+    return text == "0" || text == "1";
+  } else {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size();
+  }
+}
+
+}  // namespace detail
+
+/// Writes every parameter of `network`, whose layers are of the training family, into `archive` for levels 0 ..
+/// levels-1, together with the architecture's name and config. Raises: two layers of one name.
+template <class Network>
+[[nodiscard]] Archive to_archive(const Network& network, int levels) {
+  Archive archive;
+  archive.set_levels(levels);
+  archive.metadata()[std::string(architecture_key)] = std::string(Network::architecture);
+  auto config = network.config();
+  config.visit([&](const char* name, auto& value) {
+    archive.metadata()[std::string(config_prefix) + name] = detail::number_text(value);
+  });
+  ParameterSink sink(archive);
+  for_each_layer(network, [&](const std::string& name, const std::string& norm_name, const auto& layer) {
+    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.store(name, norm_name, sink);
+  });
+  return archive;
+}
+
+/// The config stored in `archive`. Errors: another architecture, a number missing or malformed, one that the config
+/// does not have.
+template <class Network>
+[[nodiscard]] Result<typename Network::Config> config_of(const Archive& archive) {
+  const auto& metadata = archive.metadata();
+  const auto architecture = metadata.find(std::string(architecture_key));
+  if (architecture == metadata.end()) return Error("metadata", "an architecture", "none");
+  if (architecture->second != Network::architecture)
+    return Error("architecture", std::string(Network::architecture), architecture->second);
+  typename Network::Config config;
+  std::optional<Error> error;
+  std::set<std::string> known;
+  config.visit([&](const char* name, auto& value) {
+    const std::string key = std::string(config_prefix) + name;
+    known.insert(key);
+    const auto found = metadata.find(key);
+    if (error) return;
+    if (found == metadata.end()) {
+      error = Error("metadata " + key, "a number", "none");
+    } else if (!detail::parse_number(found->second, value)) {
+      error = Error("metadata " + key, "a number", "\"" + found->second + "\"");
+    }
+  });
+  if (error) return *error;
+  for (const auto& entry : metadata)
+    if (entry.first.starts_with(config_prefix) && !known.contains(entry.first))
+      return Error("metadata " + entry.first, "no such number in this network's config", entry.second);
+  return config;
+}
+
+/// Fills every layer of `network`, whose layers are of the inference family, from `archive`, whose memory they view and
+/// keep. Errors: parameters missing, left over, of another type or shape, or with invalid contents.
+template <class Network>
+[[nodiscard]] Status from_archive(Network& network, const Archive& archive) {
+  ParameterSource source(archive);
+  for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.load(name, norm_name, source);
+  });
+  return source.finish(std::string(self_check_prefix));
+}
+
+}  // namespace strata
