@@ -4,16 +4,11 @@
 #include <cstdint>
 #include <string>
 
+#include <strata/core/activation.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 
 namespace strata {
-
-/// Element-wise function at the end of a layer.
-enum class Activation : std::uint8_t { identity, relu, relu6, leaky_relu, elu, sigmoid, tanh, silu };
-
-/// Slope of `Activation::leaky_relu` below zero, PyTorch's default.
-inline constexpr float leaky_relu_slope = 0.01F;
 
 /// 2-D cross-correlation, then per-level normalisation, residual and activation, as in torch.nn.Conv2d + BatchNorm2d.
 /// Weight shape: out_channels x (in_channels / groups) x kernel.h x kernel.w.
