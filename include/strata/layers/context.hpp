@@ -1,0 +1,82 @@
+// What a forward pass of the inference family carries from layer to layer: the level, the arena, the executor, and in
+// the first run the shape checks.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <xsimd/xsimd.hpp>
+
+#include <strata/core/arena.hpp>
+#include <strata/core/error.hpp>
+#include <strata/core/executor.hpp>
+#include <strata/core/tensor.hpp>
+#include <strata/core/types.hpp>
+
+namespace strata {
+
+/// The state of one running inference. Belongs to one thread; the weights do not, so that contexts at different levels
+/// may run on the same network at once.
+template <class Scalar, class Arch>
+class InferenceContext {
+ public:
+  /// Called at a stage with its name and the present level; what it returns is the level from there on.
+  using StageHook = Level (*)(void* object, std::string_view stage, Level level) noexcept;
+
+  static constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+
+  explicit InferenceContext(Executor& executor) : executor_(executor) {}
+
+  [[nodiscard]] Level level() const noexcept { return level_; }
+  void set_level(Level level) noexcept { level_ = level; }
+  [[nodiscard]] Arena& arena() noexcept { return arena_; }
+  [[nodiscard]] Executor& executor() noexcept { return executor_; }
+
+  /// A point between layers at which the level may change.
+  void stage(std::string_view name) noexcept {
+    if (hook_ != nullptr) level_ = hook_(hook_object_, name, level_);
+  }
+  void set_stage_hook(StageHook hook, void* object) noexcept {
+    hook_ = hook;
+    hook_object_ = object;
+  }
+
+  /// An uninitialised tensor of `batch` x `shape`.
+  [[nodiscard]] Tensor<Scalar> make(index_t batch, Shape shape) {
+    return Tensor<Scalar>(arena_, TileLayout::make(batch, shape, lanes));
+  }
+
+  /// In the checking run layers compare shapes, which later runs need not: they are the same.
+  [[nodiscard]] bool checking() const noexcept { return checking_; }
+  void set_checking(bool checking) noexcept { checking_ = checking; }
+  [[nodiscard]] const std::optional<Error>& error() const noexcept { return error_; }
+
+  /// False, and the first such error is kept, if the run is a checking one and `ok` does not hold or did not before.
+  template <class Describe>
+  [[nodiscard]] bool check(bool ok, Describe&& describe) {
+    if (!checking_) return true;
+    if (!ok && !error_) error_ = describe();
+    return !error_;
+  }
+
+ private:
+  Level level_;
+  Arena arena_;
+  Executor& executor_;
+  StageHook hook_ = nullptr;
+  void* hook_object_ = nullptr;
+  bool checking_ = false;
+  std::optional<Error> error_;
+};
+
+namespace detail {
+
+[[nodiscard]] inline std::string text(Shape shape) {
+  return std::to_string(shape.channels) + " x " + std::to_string(shape.height) + " x " + std::to_string(shape.width);
+}
+
+}  // namespace detail
+
+}  // namespace strata

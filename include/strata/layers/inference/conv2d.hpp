@@ -1,0 +1,104 @@
+// Convolution of the inference family, with norm, residual and activation in its epilogue.
+#pragma once
+
+#include <string>
+
+#include <strata/kernels/convolution.hpp>
+#include <strata/layers/context.hpp>
+#include <strata/layers/inference/weights.hpp>
+#include <strata/layers/options.hpp>
+
+namespace strata::inference {
+
+/// y = activation(norm(convolution(x)) + residual) at the context's level; see `Conv2dOptions`.
+template <class Scalar, class Arch>
+class Conv2d {
+ public:
+  static constexpr bool has_parameters = true;
+
+  explicit Conv2d(const Conv2dOptions& options) : options_(options) { require_valid(options); }
+
+  [[nodiscard]] const Conv2dOptions& options() const noexcept { return options_; }
+  [[nodiscard]] const LayerWeights<Scalar, ConvIndex>& weights() const noexcept { return weights_; }
+
+  void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
+    name_ = name;
+    const index_t taps = options_.kernel.h * options_.kernel.w;
+    // 96 columns of three vectors stay in L1 while the dense kernel passes over all rows.
+    const index_t block = taps >= 96 ? taps : 96 / taps * taps;
+    weights_.load(name, norm_name,
+                  {options_.out_channels, options_.in_channels / options_.groups, options_.kernel.h, options_.kernel.w},
+                  options_.out_channels, options_.columns(), block, options_.norm, options_.bias, source);
+  }
+
+  [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x) const {
+    return run(context, x, nullptr);
+  }
+  /// `residual` has the shape of the output.
+  [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x,
+                                          const Tensor<Scalar>& residual) const {
+    return run(context, x, &residual);
+  }
+
+ private:
+  Tensor<Scalar> run(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x,
+                     const Tensor<Scalar>* residual) const {
+    const Shape in = x.shape();
+    Shape out{options_.out_channels, options_.output_height(in.height), options_.output_width(in.width)};
+    const bool fits = in.height + 2 * options_.padding.h > options_.dilation.h * (options_.kernel.h - 1) &&
+                      in.width + 2 * options_.padding.w > options_.dilation.w * (options_.kernel.w - 1);
+    if (!context.check(in.channels == options_.in_channels && fits, [&] {
+          return Error(name_, std::to_string(options_.in_channels) + " channels of pictures no smaller than the kernel",
+                       strata::detail::text(in));
+        }))
+      return context.make(x.batch(), {out.channels, 1, 1});
+    if (!context.check(residual == nullptr || (residual->shape() == out && residual->batch() == x.batch()), [&] {
+          return Error(name_, "a residual of shape " + strata::detail::text(out),
+                       strata::detail::text(residual->shape()));
+        }))
+      return context.make(x.batch(), out);
+    Tensor<Scalar> y = context.make(x.batch(), out);
+    const kernels::ConvolutionShape shape{options_.in_channels, options_.out_channels, options_.kernel, options_.stride,
+                                          options_.padding,     options_.dilation,     options_.groups};
+    const Level level = context.level();
+    const auto epilogue =
+        weights_.epilogue(level, options_.activation, residual == nullptr ? nullptr : residual->data());
+    const TileLayout layout = y.layout();
+    if (layout.tile_pitch == 1) {
+      // One pixel has no lanes side by side: compute it as the first lane of a vector.
+      run_one_pixel(context, shape, x, y, epilogue);
+      return y;
+    }
+    weights_.with_matrix([&](const auto& matrix) {
+      kernels::convolution<Arch>(matrix, level, shape, x.layout(), x.data(), layout, y.data(), epilogue,
+                                 context.arena(), context.executor());
+    });
+    return y;
+  }
+
+  void run_one_pixel(InferenceContext<Scalar, Arch>& context, const kernels::ConvolutionShape& shape,
+                     const Tensor<Scalar>& x, const Tensor<Scalar>& y,
+                     const kernels::Epilogue<Scalar>& epilogue) const {
+    TileLayout wide = y.layout();
+    wide.row_pitch = wide.tile_pitch = InferenceContext<Scalar, Arch>::lanes;
+    const Tensor<Scalar> spread(context.arena(), wide);
+    kernels::Epilogue<Scalar> partial = epilogue;
+    partial.residual = nullptr;
+    partial.activation = Activation::identity;
+    weights_.with_matrix([&](const auto& matrix) {
+      kernels::convolution<Arch>(matrix, context.level(), shape, x.layout(), x.data(), wide, spread.data(), partial,
+                                 context.arena(), context.executor());
+    });
+    kernels::Epilogue<Scalar> rest;
+    rest.residual = epilogue.residual;
+    rest.activation = epilogue.activation;
+    for (index_t row = 0; row < shape.out_channels; ++row)
+      y.data()[row] = kernels::finish(spread.data()[row * wide.tile_pitch], rest, row, row);
+  }
+
+  Conv2dOptions options_;
+  std::string name_ = "convolution";
+  LayerWeights<Scalar, ConvIndex> weights_;
+};
+
+}  // namespace strata::inference

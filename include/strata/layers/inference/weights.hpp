@@ -1,0 +1,91 @@
+// The stored parameters of a layer with a weight matrix: level-sorted or dense weights and the per-level epilogue. Used
+// by the convolution and linear layers, which differ only in how they are applied.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <strata/core/types.hpp>
+#include <strata/kernels/dense_tile.hpp>
+#include <strata/kernels/epilogue.hpp>
+#include <strata/layers/parameters.hpp>
+#include <strata/sparse/leveled_csr.hpp>
+
+namespace strata::inference {
+
+/// Weights, per-level scale and bias of one layer, viewing the archive they were loaded from.
+template <class Scalar, class Index>
+class LayerWeights {
+ public:
+  /// What the archive holds under `name` for a rows x columns matrix: `<name>.weight` dense of shape `dense_shape`, or
+  /// level-sorted; with `norm` its folded scale and bias per level, else with `bias` one bias. The first error is left
+  /// in `source`.
+  void load(const std::string& name, const std::string& norm_name, std::vector<index_t> dense_shape, index_t rows,
+            index_t columns, index_t dense_block_columns, bool norm, bool bias, ParameterSource& source) {
+    owner_ = source.owner();
+    const std::string weight = name + ".weight";
+    if (source.levels() > kernels::max_strata)
+      source.fail(
+          Error(weight, "at most " + std::to_string(kernels::max_strata) + " levels", std::to_string(source.levels())));
+    if (source.has(weight + ".shape")) {
+      sparse_ = source.leveled_csr<Scalar, Index>(weight, rows, columns);
+      is_sparse_ = true;
+    } else {
+      dense_ = {source.array<Scalar>(weight, dense_shape).data(), rows, columns, dense_block_columns};
+      is_sparse_ = false;
+    }
+    if (norm) {
+      scale_ = source.per_level<Scalar>(norm_name + ".scale", rows);
+      bias_ = source.per_level<Scalar>(norm_name + ".bias", rows);
+    } else if (bias) {
+      bias_.assign(static_cast<std::size_t>(source.levels()), source.array<Scalar>(name + ".bias", {rows}));
+    }
+  }
+
+  /// Calls `f` with the `LeveledCsr` or the `DenseMatrix`.
+  template <class F>
+  void with_matrix(F&& f) const {
+    if (is_sparse_) {
+      f(sparse_);
+    } else {
+      f(dense_);
+    }
+  }
+
+  [[nodiscard]] bool is_sparse() const noexcept { return is_sparse_; }
+  [[nodiscard]] const LeveledCsr<Scalar, Index>& sparse() const noexcept { return sparse_; }
+
+  /// Weights that `level` holds.
+  [[nodiscard]] index_t nnz(Level level) const noexcept {
+    return is_sparse_ ? sparse_.nnz(level) : dense_.rows() * dense_.columns();
+  }
+  /// Bytes that `level` reads.
+  [[nodiscard]] index_t bytes(Level level) const noexcept {
+    index_t count =
+        is_sparse_ ? sparse_.bytes(level) : dense_.rows() * dense_.columns() * static_cast<index_t>(sizeof(Scalar));
+    if (!scale_.empty()) count += static_cast<index_t>(scale_[0].size_bytes());
+    if (!bias_.empty()) count += static_cast<index_t>(bias_[0].size_bytes());
+    return count;
+  }
+
+  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level level, Activation activation,
+                                                   const Scalar* residual) const noexcept {
+    const auto at = static_cast<std::size_t>(level.index);
+    return {scale_.empty() ? nullptr : scale_[at].data(), bias_.empty() ? nullptr : bias_[at].data(), residual,
+            activation};
+  }
+
+ private:
+  bool is_sparse_ = false;
+  LeveledCsr<Scalar, Index> sparse_;
+  kernels::DenseMatrix<Scalar> dense_;
+  std::vector<std::span<const Scalar>> scale_;
+  std::vector<std::span<const Scalar>> bias_;
+  std::shared_ptr<const void> owner_;
+};
+
+}  // namespace strata::inference

@@ -1,0 +1,64 @@
+// A network with its parameters, ready to run: immutable, shared between sessions and threads.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <strata/core/archive.hpp>
+#include <strata/core/error.hpp>
+#include <strata/layers/exchange.hpp>
+#include <strata/layers/inference.hpp>
+#include <strata/layers/module.hpp>
+
+namespace strata {
+
+/// The nested models of one network. Copies share the parameters.
+template <template <class> class Net, class Family_ = Inference<>>
+class Model {
+ public:
+  using Family = Family_;
+  using Network = Net<Family>;
+  using Config = typename Network::Config;
+
+  /// Builds the network that `archive` describes and fills it with views of the archive's arrays, which it keeps alive.
+  /// Errors: another architecture or config, parameters missing, left over or invalid.
+  [[nodiscard]] static Result<Model> from_archive(const Archive& archive) {
+    Result<Config> config = config_of<Network>(archive);
+    if (!config) return config.error();
+    auto network = std::make_shared<Network>(config.value());
+    if (Status status = strata::from_archive(*network, archive); !status) return status.error();
+    return Model(std::move(network), archive.levels());
+  }
+
+  /// Nested models; levels are 0 .. levels()-1.
+  [[nodiscard]] int levels() const noexcept { return levels_; }
+  [[nodiscard]] const Network& network() const noexcept { return *network_; }
+  [[nodiscard]] Shape input_shape() const { return network_->input_shape(); }
+
+  /// Weights (of convolutions and linear layers) that `level` holds.
+  [[nodiscard]] index_t nnz(Level level) const {
+    index_t count = 0;
+    for_each_layer(*network_, [&](const std::string&, const std::string&, const auto& layer) {
+      if constexpr (requires { layer.weights().nnz(level); }) count += layer.weights().nnz(level);
+    });
+    return count;
+  }
+
+  /// Bytes of parameters that a run at `level` reads.
+  [[nodiscard]] index_t bytes(Level level) const {
+    index_t count = 0;
+    for_each_layer(*network_, [&](const std::string&, const std::string&, const auto& layer) {
+      if constexpr (requires { layer.weights().bytes(level); }) count += layer.weights().bytes(level);
+    });
+    return count;
+  }
+
+ private:
+  Model(std::shared_ptr<const Network> network, int levels) : network_(std::move(network)), levels_(levels) {}
+
+  std::shared_ptr<const Network> network_;
+  int levels_ = 1;
+};
+
+}  // namespace strata

@@ -1,0 +1,152 @@
+// Convolutions and linear layers of the inference family against the plain loops, at every level, over awkward shapes.
+#include <cmath>
+#include <random>
+
+#include <strata/layers/inference.hpp>
+#include <strata/runtime/thread_pool.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+using Context = strata::Inference<float>::Context;
+
+struct Case {
+  strata::Conv2dOptions options;
+  index_t height, width, batch;
+  double density;  // of the fuller level; the sparser one keeps a third of it; 1: dense weights, one level
+  bool residual;
+  int threads;
+};
+
+std::vector<float> random_numbers(std::mt19937& random, index_t count) {
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<float> numbers(static_cast<std::size_t>(count));
+  for (float& number : numbers) number = uniform(random);
+  return numbers;
+}
+
+/// Largest difference of the layer to `convolution_reference` over both levels.
+float difference(const Case& c) {
+  std::mt19937 random(7);
+  const auto& o = c.options;
+  const index_t rows = o.out_channels;
+  const index_t columns = o.columns();
+  const std::vector<float> weights = random_numbers(random, rows * columns);
+  std::vector<std::uint8_t> strata(weights.size());
+  std::uniform_real_distribution<double> uniform(0, 1);
+  for (auto& stratum : strata) {
+    const double u = uniform(random);
+    stratum = u < c.density / 3 ? 0 : (u < c.density ? 1 : strata::StratumMap::absent);
+  }
+  if (rows > 2)
+    for (index_t i = 0; i < columns; ++i) strata[static_cast<std::size_t>(i)] = strata::StratumMap::absent;
+  const bool dense = c.density >= 1;
+  if (dense) strata.assign(strata.size(), 0);
+  const auto map = strata::StratumMap::from_strata(rows, columns, 2, strata).value();
+  const auto matrix = strata::LeveledCsr<float, strata::ConvIndex>::from_dense(
+      weights, map, strata::conv_block_columns(o.kernel.h * o.kernel.w));
+  strata::Archive archive;
+  archive.set_levels(2);
+  strata::ParameterSink sink(archive);
+  if (dense) {
+    sink.array<float>("conv.weight", {rows, o.in_channels / o.groups, o.kernel.h, o.kernel.w}, 0, weights);
+  } else {
+    sink.leveled_csr("conv.weight", matrix);
+  }
+  std::vector<std::vector<float>> scale, bias;
+  for (int level = 0; level < 2; ++level) {
+    scale.push_back(random_numbers(random, rows));
+    bias.push_back(random_numbers(random, rows));
+    if (o.norm) {
+      sink.per_level<float>("bn.scale", level, scale.back());
+      sink.per_level<float>("bn.bias", level, bias.back());
+    }
+  }
+  if (!o.norm && o.bias) sink.array<float>("conv.bias", {rows}, 0, bias[0]);
+  strata::inference::Conv2d<float, xsimd::default_arch> layer(o);
+  strata::ParameterSource source(archive);
+  layer.load("conv", "bn", source);
+  REQUIRE(source.finish("").ok());
+
+  const index_t oh = o.output_height(c.height);
+  const index_t ow = o.output_width(c.width);
+  const std::vector<float> input = random_numbers(random, c.batch * o.in_channels * c.height * c.width);
+  const std::vector<float> residual = random_numbers(random, c.batch * rows * oh * ow);
+  strata::ThreadPool pool(c.threads);
+  Context context(pool);
+  context.set_checking(true);
+  float worst = 0;
+  for (int level = 0; level < 2; ++level) {
+    context.set_level(Level{level});
+    auto x = context.make(c.batch, {o.in_channels, c.height, c.width});
+    for (index_t i = 0; i < x.layout().size(); ++i) x.data()[i] = NAN;  // idle lanes must not leak into pixels
+    strata::read_rows(input.data(), x);
+    auto r = context.make(c.batch, {rows, oh, ow});
+    strata::read_rows(residual.data(), r);
+    const auto y = c.residual ? layer(context, x, r) : layer(context, x);
+    REQUIRE_FALSE(context.error());
+    std::vector<float> found(static_cast<std::size_t>(c.batch * rows * oh * ow));
+    strata::write_rows(y, found.data());
+    const std::vector<float> effective = dense ? weights : matrix.to_dense(Level{level});
+    const strata::kernels::ConvolutionShape shape{o.in_channels, rows,       o.kernel, o.stride,
+                                                  o.padding,     o.dilation, o.groups};
+    for (index_t image = 0; image < c.batch; ++image) {
+      std::vector<float> expected(static_cast<std::size_t>(rows * oh * ow));
+      const auto at = static_cast<std::size_t>(level);
+      strata::kernels::Epilogue<float> epilogue;
+      if (o.norm) epilogue.scale = scale[at].data();
+      if (o.norm) epilogue.bias = bias[at].data();
+      if (!o.norm && o.bias) epilogue.bias = bias[0].data();
+      if (c.residual) epilogue.residual = residual.data() + image * rows * oh * ow;
+      epilogue.activation = o.activation;
+      strata::kernels::convolution_reference(effective.data(), shape, c.height, c.width,
+                                             input.data() + image * o.in_channels * c.height * c.width, oh, ow,
+                                             expected.data(), epilogue);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        const float error = std::abs(expected[i] - found[static_cast<std::size_t>(image) * expected.size() + i]);
+        if (!(error <= worst)) worst = error;
+        if (std::isnan(worst)) return worst;
+      }
+    }
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("convolutions agree with the plain loops") {
+  int combinations = 0;
+  for (const auto& [height, width] : {std::pair<index_t, index_t>{1, 1}, {7, 7}, {14, 14}, {5, 9}, {28, 28}, {3, 250}})
+    for (const index_t kernel : {1, 3, 5})
+      for (const index_t stride : {1, 2, 3})
+        for (const index_t batch : {1, 3})
+          for (const double density : {0.0, 0.2, 1.0}) {
+            for (int variant = 0; variant < 3; ++variant) {
+              strata::Conv2dOptions o;
+              o.in_channels = variant == 0 ? 3 : (variant == 1 ? 20 : 70);
+              o.out_channels = variant == 0 ? 1 : (variant == 1 ? 12 : 37);
+              if (variant == 1) o.groups = 4;
+              o.kernel = kernel;
+              o.stride = stride;
+              o.padding = variant == 2 && kernel == 3 ? index_t{0} : kernel / 2;
+              o.dilation = variant == 1 && kernel == 3 ? 2 : 1;
+              if (o.dilation.h == 2) o.padding = 2;
+              o.norm = variant != 1;
+              o.bias = true;
+              o.activation = static_cast<strata::Activation>(combinations % 8);
+              if (o.output_height(height) < 1 || o.output_width(width) < 1 ||
+                  height + 2 * o.padding.h <= o.dilation.h * (kernel - 1))
+                continue;
+              const Case c{o, height, width, batch, density, combinations % 3 == 0, 1 + combinations % 2};
+              ++combinations;
+              INFO(height << "x" << width << " kernel " << kernel << " stride " << stride << " batch " << batch
+                          << " density " << density << " variant " << variant << " threads " << c.threads
+                          << " activation " << static_cast<int>(o.activation) << " residual " << c.residual);
+              CHECK(difference(c) < 2e-4F);
+            }
+          }
+  CHECK(combinations > 300);
+}
