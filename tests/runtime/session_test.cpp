@@ -1,43 +1,12 @@
 // Sessions: levels per call, no allocation after construction, concurrent sessions on one model, clear errors.
 #include <atomic>
-#include <cstdlib>
-#include <new>
 #include <random>
 #include <thread>
 
 #include <strata/runtime/session.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
-
-namespace {
-
-std::atomic<long> allocations{0};
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  ++allocations;
-  const auto step = static_cast<std::size_t>(alignment);
-  if (void* memory = std::aligned_alloc(step, (size + step - 1) / step * step)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
 
 namespace {
 
@@ -128,13 +97,13 @@ TEST_CASE("a run allocates nothing, gives the same result every time and switche
         first[level].assign(output.begin(), output.end());
       }
       CHECK(first[0] != first[1]);
-      const long before = allocations;
+      const long before = allocations();
       bool same = true;
       for (int i = 0; i < 20; ++i) {
         const auto output = session.run(input, Level{i % 2});
         same = same && std::equal(output.begin(), output.end(), first[i % 2].begin());
       }
-      CHECK(allocations == before);
+      CHECK(allocations() == before);
       CHECK(same);
     }
 }

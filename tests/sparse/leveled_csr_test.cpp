@@ -1,7 +1,6 @@
-#define CATCH_CONFIG_MAIN
-#include "support/catch.hpp"
-
 #include <strata/layers/parameters.hpp>
+
+#include "support/catch.hpp"
 
 TEST_CASE("a level is the truncation of the arrays, and bad arrays are refused") {
   std::vector<std::uint8_t> strata = {0, 1, 255, 1, 0, 255};

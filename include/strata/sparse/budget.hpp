@@ -70,7 +70,8 @@ struct LevelCount {
   return layer;
 }
 
-/// Weights and FLOPs of `level`, levelled layers and others together. Precondition: every layer has a count for `level`.
+/// Weights and FLOPs of `level`, levelled layers and others together. Precondition: every layer has a count for
+/// `level`.
 [[nodiscard]] inline LevelCount count_level(std::span<const LayerCount> layers, Level level) {
   LevelCount count;
   for (const LayerCount& layer : layers) {

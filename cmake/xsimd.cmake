@@ -1,0 +1,12 @@
+# strata::xsimd, xsimd's headers and nothing more: Debian's own target also wants xtl, which we do not use.
+if(NOT TARGET strata::xsimd)
+  add_library(strata::xsimd INTERFACE IMPORTED)
+  if(TARGET xsimd AND DEFINED xsimd_SOURCE_DIR)
+    target_include_directories(strata::xsimd SYSTEM INTERFACE ${xsimd_SOURCE_DIR}/include)
+  else()
+    find_path(STRATA_XSIMD_INCLUDE_DIR xsimd/xsimd.hpp)
+    if(STRATA_XSIMD_INCLUDE_DIR)
+      target_include_directories(strata::xsimd SYSTEM INTERFACE ${STRATA_XSIMD_INCLUDE_DIR})
+    endif()
+  endif()
+endif()
