@@ -50,29 +50,32 @@ template <class Arch, int rows, int vectors, class Scalar>
 void dense_tile(const DenseMatrix<Scalar>& matrix, index_t row, const TileJob<Scalar>& job) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
-  Batch accumulators[rows][vectors];
+  std::array<std::array<Batch, static_cast<std::size_t>(vectors)>, static_cast<std::size_t>(rows)> sums;
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vectors; ++v)
-      accumulators[r][v] = job.first_block ? Batch(Scalar{0})
-                                           : Batch::load_aligned(job.output + (row + r) * job.output_pitch + v * lanes);
+      sums[static_cast<std::size_t>(r)][static_cast<std::size_t>(v)] =
+          job.first_block ? Batch(Scalar{0})
+                          : Batch::load_aligned(job.output + (row + r) * job.output_pitch + v * lanes);
   const index_t width = matrix.block_width(job.block);
   const Scalar* weights = matrix.data() + row * matrix.columns() + job.block * matrix.block_columns();
   for (index_t c = 0; c < width; ++c) {
     const Scalar* column =
         job.panel + (job.columns.table != nullptr ? static_cast<index_t>(job.columns.table[c]) : c * job.columns.pitch);
-    Batch pixels[vectors];
-    for (int v = 0; v < vectors; ++v) pixels[v] = Batch::load_unaligned(column + v * lanes);
+    std::array<Batch, static_cast<std::size_t>(vectors)> pixels;
+    for (int v = 0; v < vectors; ++v) pixels[static_cast<std::size_t>(v)] = Batch::load_unaligned(column + v * lanes);
     for (int r = 0; r < rows; ++r) {
       const Batch weight(weights[r * matrix.columns() + c]);
-      for (int v = 0; v < vectors; ++v) accumulators[r][v] = xsimd::fma(weight, pixels[v], accumulators[r][v]);
+      for (std::size_t v = 0; v < static_cast<std::size_t>(vectors); ++v)
+        sums[static_cast<std::size_t>(r)][v] = xsimd::fma(weight, pixels[v], sums[static_cast<std::size_t>(r)][v]);
     }
   }
   for (int r = 0; r < rows; ++r) {
+    auto& row_sums = sums[static_cast<std::size_t>(r)];
     if (job.last_block) {
-      finish_and_store<vectors>(accumulators[r], job.epilogue, row + r, job.output, (row + r) * job.output_pitch);
+      finish_and_store(row_sums, job.epilogue, row + r, job.output, (row + r) * job.output_pitch);
     } else {
       for (int v = 0; v < vectors; ++v)
-        accumulators[r][v].store_aligned(job.output + (row + r) * job.output_pitch + v * lanes);
+        row_sums[static_cast<std::size_t>(v)].store_aligned(job.output + (row + r) * job.output_pitch + v * lanes);
     }
   }
 }

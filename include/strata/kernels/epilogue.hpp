@@ -2,7 +2,10 @@
 // registers; the scalar form is the reference and serves scalar tails.
 #pragma once
 
+#include <array>
 #include <cmath>
+#include <cstddef>
+#include <utility>
 
 #include <xsimd/xsimd.hpp>
 
@@ -80,23 +83,42 @@ template <class Scalar>
   return activate(x, epilogue.activation);
 }
 
-/// Applies the epilogue to the `count` accumulators of `row` and stores them at `output + offset` (aligned).
-template <int count, class Scalar, class Arch>
-void finish_and_store(xsimd::batch<Scalar, Arch>* accumulators, const Epilogue<Scalar>& epilogue, index_t row,
-                      Scalar* output, index_t offset) noexcept {
+namespace detail {
+
+/// Activations with calls or many registers in them work on what was stored already, out of line, so that the common
+/// kernels keep all registers for sums.
+template <class Arch, class Scalar>
+[[gnu::noinline]] void activate_stored(Scalar* output, std::size_t vectors, Activation activation) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
-  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  for (std::size_t v = 0; v < vectors; ++v, output += Batch::size)
+    activate(Batch::load_aligned(output), activation).store_aligned(output);
+}
+
+template <class Scalar, class Arch, std::size_t... v>
+[[gnu::always_inline]] inline void finish_and_store(std::array<xsimd::batch<Scalar, Arch>, sizeof...(v)>& sums,
+                                                    const Epilogue<Scalar>& epilogue, index_t row, Scalar* output,
+                                                    index_t offset, std::index_sequence<v...>) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
   const Batch scale(epilogue.scale == nullptr ? Scalar{1} : epilogue.scale[row]);
   const Batch bias(epilogue.bias == nullptr ? Scalar{0} : epilogue.bias[row]);
-  for (int v = 0; v < count; ++v) accumulators[v] = xsimd::fma(accumulators[v], scale, bias);
-  if (epilogue.residual != nullptr)
-    for (int v = 0; v < count; ++v) accumulators[v] += Batch::load_aligned(epilogue.residual + offset + v * lanes);
-  if (epilogue.activation == Activation::relu) {
-    for (int v = 0; v < count; ++v) accumulators[v] = xsimd::max(accumulators[v], Batch(Scalar{0}));
-  } else if (epilogue.activation != Activation::identity) {
-    for (int v = 0; v < count; ++v) accumulators[v] = activate(accumulators[v], epilogue.activation);
+  ((sums[v] = xsimd::fma(sums[v], scale, bias)), ...);
+  if (epilogue.residual != nullptr) {
+    const Scalar* const residual = epilogue.residual + offset;
+    ((sums[v] += Batch::load_aligned(residual + v * Batch::size)), ...);
   }
-  for (int v = 0; v < count; ++v) accumulators[v].store_aligned(output + offset + v * lanes);
+  if (epilogue.activation == Activation::relu) ((sums[v] = xsimd::max(sums[v], Batch(Scalar{0}))), ...);
+  (sums[v].store_aligned(output + offset + v * Batch::size), ...);
+  if (epilogue.activation > Activation::relu) activate_stored<Arch>(output + offset, sizeof...(v), epilogue.activation);
+}
+
+}  // namespace detail
+
+/// Applies the epilogue to the accumulators of `row` and stores them at `output + offset` (aligned).
+template <class Scalar, class Arch, std::size_t count>
+[[gnu::always_inline]] inline void finish_and_store(std::array<xsimd::batch<Scalar, Arch>, count>& sums,
+                                                    const Epilogue<Scalar>& epilogue, index_t row, Scalar* output,
+                                                    index_t offset) noexcept {
+  detail::finish_and_store(sums, epilogue, row, output, offset, std::make_index_sequence<count>());
 }
 
 }  // namespace strata::kernels

@@ -47,7 +47,9 @@ class PanelPlan {
     rows_ = 0;
     for (index_t phase = 0; phase < shape.stride.h; ++phase) rows_ += rows_of_phase(phase);
     const index_t touched = ceil_div(block_columns, shape.taps()) + (block_columns % shape.taps() == 0 ? 0 : 1);
-    channel_pitch_ = shape.kernel.w * rows_ * output.row_pitch;
+    // Packed rows are filled by whole vectors: the last one hangs over, into room of its own.
+    tap_pitch_ = round_up(rows_ * output.row_pitch, lanes) + (output.row_pitch % lanes == 0 ? 0 : lanes);
+    channel_pitch_ = shape.kernel.w * tap_pitch_;
     size_ = (column_panel_ ? block_columns * output.tile_pitch : touched * channel_pitch_) +
             (TileLayout::max_vectors + 2) * lanes;
   }
@@ -67,8 +69,8 @@ class PanelPlan {
       const index_t y = tap / shape_.kernel.w * shape_.dilation.h;
       index_t row = y / shape_.stride.h;
       for (index_t phase = 0; phase < y % shape_.stride.h; ++phase) row += rows_of_phase(phase);
-      table[c] = static_cast<std::uint32_t>(channel * channel_pitch_ +
-                                            (tap % shape_.kernel.w * rows_ + row) * output_.row_pitch);
+      table[c] = static_cast<std::uint32_t>(channel * channel_pitch_ + tap % shape_.kernel.w * tap_pitch_ +
+                                            row * output_.row_pitch);
     }
   }
 
@@ -82,24 +84,27 @@ class PanelPlan {
       for (index_t c = 0; c < count; ++c) {
         const index_t tap = (first + c) % shape_.taps();
         const index_t channel = base + (first + c) / shape_.taps();
+        const Span span = span_of(tap % shape_.kernel.w);
         for (index_t slot = 0; slot < images && tile * images + slot < output_.batch; ++slot)
           for (index_t y = 0; y < output_.height; ++y)
-            fill_row<Arch>(input, tile * images + slot, channel,
-                           y * shape_.stride.h - shape_.padding.h + tap / shape_.kernel.w * shape_.dilation.h,
-                           tap % shape_.kernel.w,
-                           panel + c * output_.tile_pitch + (slot * output_.height + y) * output_.row_pitch);
+            fill_rows<Arch>(input, tile * images + slot, channel, 1,
+                            y * shape_.stride.h - shape_.padding.h + tap / shape_.kernel.w * shape_.dilation.h, span,
+                            panel + c * output_.tile_pitch + (slot * output_.height + y) * output_.row_pitch);
       }
       return;
     }
     const index_t image = tile / output_.tiles_per_image();
     const index_t top = tile % output_.tiles_per_image() * output_.tile_rows * shape_.stride.h - shape_.padding.h;
     const index_t first_channel = first / shape_.taps();
-    const index_t last_channel = (first + count - 1) / shape_.taps();
-    for (index_t channel = first_channel; channel <= last_channel; ++channel)
-      for (index_t kx = 0; kx < shape_.kernel.w; ++kx)
-        for (index_t phase = 0; phase < shape_.stride.h; ++phase)
-          for (index_t q = 0; q < rows_of_phase(phase); ++q, panel += output_.row_pitch)
-            fill_row<Arch>(input, image, base + channel, top + q * shape_.stride.h + phase, kx, panel);
+    const index_t channels = (first + count - 1) / shape_.taps() - first_channel + 1;
+    for (index_t kx = 0; kx < shape_.kernel.w; ++kx) {
+      const Span span = span_of(kx);
+      Scalar* target = panel + kx * tap_pitch_;
+      for (index_t phase = 0; phase < shape_.stride.h; ++phase)
+        for (index_t q = 0; q < rows_of_phase(phase); ++q, target += output_.row_pitch)
+          fill_rows<Arch>(input, image, base + first_channel, channels, top + q * shape_.stride.h + phase, span,
+                          target);
+    }
   }
 
  private:
@@ -111,38 +116,54 @@ class PanelPlan {
     return furthest < 0 ? 0 : output_.tile_rows + furthest;
   }
 
-  /// One panel row: input row `y` seen through horizontal tap `kx`, zero outside the picture. May write up to a vector
-  /// beyond the row, so rows have to be filled in ascending order.
+  /// Output columns begin .. end-1 of a horizontal tap lie inside the picture, at input column x * stride + shift.
+  struct Span {
+    index_t shift;
+    index_t begin;
+    index_t end;
+  };
+
+  [[nodiscard]] Span span_of(index_t kx) const noexcept {
+    Span span{kx * shape_.dilation.w - shape_.padding.w, 0, 0};
+    const index_t step = shape_.stride.w;
+    span.begin = span.shift >= 0 ? 0 : ceil_div(-span.shift, step);
+    span.end = input_.width - 1 - span.shift < 0 ? 0 : (input_.width - 1 - span.shift) / step + 1;
+    if (span.begin > output_.width) span.begin = output_.width;
+    if (span.end > output_.width) span.end = output_.width;
+    if (span.end < span.begin) span.end = span.begin;
+    return span;
+  }
+
+  /// One panel row of each of `channels` channels: input row `y` seen through a horizontal tap, zero outside the
+  /// picture. May write up to a vector beyond a row, so the rows of a channel have to be filled in ascending order.
   template <class Arch, class Scalar>
-  void fill_row(const Scalar* input, index_t image, index_t channel, index_t y, index_t kx,
-                Scalar* target) const noexcept {
+  void fill_rows(const Scalar* input, index_t image, index_t channel, index_t channels, index_t y, const Span& span,
+                 Scalar* target) const noexcept {
     using Batch = xsimd::batch<Scalar, Arch>;
     constexpr auto lanes = static_cast<index_t>(Batch::size);
-    const index_t width = output_.width;
-    if (y < 0 || y >= input_.height) {
-      for (index_t x = 0; x < output_.row_pitch; x += lanes) Batch(Scalar{0}).store_unaligned(target + x);
-      return;
-    }
-    const Scalar* source = input + input_.row_offset(image, channel, y);
-    const index_t shift = kx * shape_.dilation.w - shape_.padding.w;
-    const index_t step = shape_.stride.w;
-    index_t begin = shift >= 0 ? 0 : ceil_div(-shift, step);
-    index_t end = input_.width - 1 - shift < 0 ? 0 : (input_.width - 1 - shift) / step + 1;
-    if (begin > width) begin = width;
-    if (end > width) end = width;
-    if (end < begin) end = begin;
     // Elements past both ends of a tensor that may be read: a vector hangs over by less than a vector, and the shift.
     constexpr index_t reach = Block::guard / static_cast<index_t>(sizeof(Scalar)) - lanes;
-    if (step == 1 && shift >= -reach && shift <= reach) {
-      for (index_t x = 0; x < output_.row_pitch && x < end; x += lanes)
-        Batch::load_unaligned(source + x + shift).store_unaligned(target + x);
-    } else if (step == 2) {
-      for (index_t x = begin; x < end; ++x) target[x] = source[2 * x + shift];
-    } else {
-      for (index_t x = begin; x < end; ++x) target[x] = source[step * x + shift];
+    const index_t width = output_.width;
+    const index_t pitch = output_.row_pitch;
+    if (y < 0 || y >= input_.height) {
+      for (index_t c = 0; c < channels; ++c, target += channel_pitch_)
+        for (index_t x = 0; x < pitch; x += lanes) Batch(Scalar{0}).store_unaligned(target + x);
+      return;
     }
-    for (index_t x = 0; x < begin; ++x) target[x] = Scalar{0};
-    for (index_t x = end; x < width; ++x) target[x] = Scalar{0};
+    const Scalar* source = input + input_.row_offset(image, channel, y) + span.shift;
+    const index_t step = shape_.stride.w;
+    const bool by_vectors = step == 1 && span.shift >= -reach && span.shift <= reach;
+    for (index_t c = 0; c < channels; ++c, target += channel_pitch_, source += input_.tile_pitch) {
+      if (by_vectors) {
+        for (index_t x = 0; x < span.end; x += lanes) Batch::load_unaligned(source + x).store_unaligned(target + x);
+      } else if (step == 2) {
+        for (index_t x = span.begin; x < span.end; ++x) target[x] = source[2 * x];
+      } else {
+        for (index_t x = span.begin; x < span.end; ++x) target[x] = source[step * x];
+      }
+      for (index_t x = 0; x < span.begin; ++x) target[x] = Scalar{0};
+      for (index_t x = span.end; x < width; ++x) target[x] = Scalar{0};
+    }
   }
 
   ConvolutionShape shape_;
@@ -151,6 +172,7 @@ class PanelPlan {
   index_t lanes_;
   bool column_panel_ = false;
   index_t rows_ = 0;           ///< panel rows per channel and horizontal tap
+  index_t tap_pitch_ = 0;      ///< elements per horizontal tap
   index_t channel_pitch_ = 0;  ///< elements per channel
   index_t size_ = 0;
 };

@@ -81,56 +81,58 @@ template <class Batch, bool aligned, class Scalar, std::size_t... v>
   }
 }
 
-template <class Arch, int vectors, bool table, bool aligned, class Scalar, class Index>
-void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
+template <class Arch, bool table, bool aligned, class Scalar, class Index, std::size_t... v>
+void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
+                 std::index_sequence<v...> each) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
-  constexpr auto lanes = static_cast<index_t>(Batch::size);
-  constexpr std::make_index_sequence<static_cast<std::size_t>(vectors)> each{};
   auto cursors = cursors_at(matrix, level, job.block, job.first_row);
-  const int strata = level.index + 1;
+  auto* const last_cursor = cursors.data() + level.index;
   const Scalar* const panel = job.panel;
   const index_t pitch = job.columns.pitch;
   const std::uint32_t* const offsets = job.columns.table;
-  for (index_t row = job.first_row; row < job.last_row; ++row) {
-    Scalar* const output = job.output + row * job.output_pitch;
-    std::array<Batch, static_cast<std::size_t>(vectors)> accumulators;
-    if (job.first_block) {
-      for (auto& accumulator : accumulators) accumulator = Batch(Scalar{0});
+  const Epilogue<Scalar> epilogue = job.epilogue;
+  const bool first_block = job.first_block;
+  const bool last_block = job.last_block;
+  Scalar* output = job.output + job.first_row * job.output_pitch;
+  for (index_t row = job.first_row; row < job.last_row; ++row, output += job.output_pitch) {
+    std::array<Batch, sizeof...(v)> sums;
+    if (first_block) {
+      ((sums[v] = Batch(Scalar{0})), ...);
     } else {
-      for (std::size_t v = 0; v < accumulators.size(); ++v)
-        accumulators[v] = Batch::load_aligned(output + v * Batch::size);
+      ((sums[v] = Batch::load_aligned(output + v * Batch::size)), ...);
     }
-    for (int s = 0; s < strata; ++s) {
-      auto& cursor = cursors[static_cast<std::size_t>(s)];
-      const Scalar* values = cursor.values;
-      const Index* indices = cursor.indices;
-      const auto length = static_cast<index_t>(*cursor.lengths++);
-      const Scalar* const end = values + length;
+    for (auto* cursor = cursors.data(); cursor <= last_cursor; ++cursor) {
+      const Scalar* values = cursor->values;
+      const Index* indices = cursor->indices;
+      const Scalar* const end = values + static_cast<index_t>(*cursor->lengths++);
       for (; values != end; ++values, ++indices) {
-        const Scalar* column;
         if constexpr (table) {
-          column = panel + offsets[*indices];
+          add_column<Batch, aligned>(sums, *values, panel + offsets[*indices], each);
         } else {
-          column = panel + static_cast<index_t>(*indices) * pitch;
+          add_column<Batch, aligned>(sums, *values, panel + static_cast<index_t>(*indices) * pitch, each);
         }
-        add_column<Batch, aligned>(accumulators, *values, column, each);
       }
-      cursor.values = values;
-      cursor.indices = indices;
+      cursor->values = values;
+      cursor->indices = indices;
     }
-    if (job.last_block) {
-      finish_and_store<vectors>(accumulators.data(), job.epilogue, row, job.output, row * job.output_pitch);
+    if (last_block) {
+      finish_and_store(sums, epilogue, row, job.output, row * job.output_pitch);
     } else {
-      for (int v = 0; v < vectors; ++v) accumulators[static_cast<std::size_t>(v)].store_aligned(output + v * lanes);
+      (sums[v].store_aligned(output + v * Batch::size), ...);
     }
   }
+}
+
+template <class Arch, std::size_t vectors, bool table, bool aligned, class Scalar, class Index>
+void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
+  sparse_tile<Arch, table, aligned>(matrix, level, job, std::make_index_sequence<vectors>());
 }
 
 template <class Arch, bool table, bool aligned, class Scalar, class Index, std::size_t... v>
 void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
                     std::index_sequence<v...>) noexcept {
   using Kernel = void (*)(const LeveledCsr<Scalar, Index>&, Level, const TileJob<Scalar>&) noexcept;
-  static constexpr Kernel kernels[] = {sparse_tile<Arch, static_cast<int>(v) + 1, table, aligned, Scalar, Index>...};
+  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, table, aligned, Scalar, Index>...};
   kernels[vectors - 1](matrix, level, job);
 }
 
