@@ -1,0 +1,86 @@
+// A whole file as read-only bytes: mapped where the system can, read otherwise. What the bytes mean is for others.
+#pragma once
+
+#include <cstddef>
+#include <fstream>
+#include <memory>
+#include <new>
+#include <span>
+#include <string>
+#include <utility>
+
+#include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
+
+#if __has_include(<sys/mman.h>)
+#define STRATA_HAS_MMAP 1
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+namespace strata::io {
+
+/// The bytes of a file, at least 64-byte aligned, for as long as the object lives.
+class MappedFile {
+ public:
+  /// Error: the file cannot be opened or read.
+  [[nodiscard]] static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
+    std::shared_ptr<MappedFile> file(new MappedFile());
+#if defined(STRATA_HAS_MMAP)
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) return Error(path, "a readable file", std::strerror(errno));
+    struct stat status {};
+    if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
+      ::close(descriptor);
+      return Error(path, "a regular file", "something else");
+    }
+    file->size_ = static_cast<std::size_t>(status.st_size);
+    if (file->size_ > 0) {
+      void* memory = ::mmap(nullptr, file->size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+      if (memory == MAP_FAILED) {
+        const int reason = errno;
+        ::close(descriptor);
+        return Error(path, "a file that can be mapped", std::strerror(reason));
+      }
+      file->data_ = static_cast<const std::byte*>(memory);
+    }
+    ::close(descriptor);
+#else
+    std::ifstream stream(path, std::ios::binary | std::ios::ate);
+    if (!stream) return Error(path, "a readable file", "none");
+    file->size_ = static_cast<std::size_t>(stream.tellg());
+    stream.seekg(0);
+    auto* memory = static_cast<std::byte*>(::operator new (file->size_ + 1, std::align_val_t{64}));
+    file->data_ = memory;
+    if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(file->size_)))
+      return Error(path, std::to_string(file->size_) + " readable bytes", "fewer");
+#endif
+    return std::shared_ptr<const MappedFile>(std::move(file));
+  }
+
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile() {
+#if defined(STRATA_HAS_MMAP)
+    if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+#else
+    ::operator delete (const_cast<std::byte*>(data_), std::align_val_t{64});
+#endif
+  }
+
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
+    return {data_, size_};
+  }
+
+ private:
+  MappedFile() = default;
+
+  const std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace strata::io

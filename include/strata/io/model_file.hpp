@@ -1,0 +1,273 @@
+// Model files: safetensors with the arrays of all layers' level 0 first, then what level 1 adds, and so on, so that a
+// prefix of the file is the smaller model. Saving, loading, cutting and the self-check.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <strata/core/archive.hpp>
+#include <strata/core/error.hpp>
+#include <strata/io/atomic_file.hpp>
+#include <strata/io/mapped_file.hpp>
+#include <strata/io/safetensors.hpp>
+#include <strata/layers/exchange.hpp>
+#include <strata/runtime/session.hpp>
+
+namespace strata {
+
+namespace io {
+
+inline constexpr std::string_view format_key = "strata.format_version";
+inline constexpr std::string_view format_version = "1";
+inline constexpr std::string_view levels_key = "strata.levels";
+/// `strata.stratum_end.<s>`: bytes of data, from the end of the header, that levels 0 .. s take.
+inline constexpr std::string_view stratum_end_prefix = "strata.stratum_end.";
+
+namespace detail {
+
+[[nodiscard]] inline Result<std::uint64_t> metadata_number(const Archive& archive, const std::string& key) {
+  const auto found = archive.metadata().find(key);
+  if (found == archive.metadata().end()) return Error("metadata " + key, "a number", "none");
+  std::uint64_t number = 0;
+  if (!strata::detail::parse_number(found->second, number))
+    return Error("metadata " + key, "a number", "\"" + found->second + "\"");
+  return number;
+}
+
+[[nodiscard]] inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
+  const auto version = contents.archive.metadata().find(std::string(format_key));
+  if (version == contents.archive.metadata().end())
+    return Error("metadata " + std::string(format_key), "a strata model file", "none: some other safetensors file");
+  if (version->second != format_version)
+    return Error("metadata " + std::string(format_key), "version " + std::string(format_version),
+                 "version " + version->second);
+  Result<std::uint64_t> levels = metadata_number(contents.archive, std::string(levels_key));
+  if (!levels) return levels.error();
+  if (levels.value() < 1 || levels.value() > StratumMap::max_levels)
+    return Error("metadata " + std::string(levels_key), "1 to 255", std::to_string(levels.value()));
+  std::vector<std::uint64_t> ends;
+  for (std::uint64_t level = 0; level < levels.value(); ++level) {
+    Result<std::uint64_t> end =
+        metadata_number(contents.archive, std::string(stratum_end_prefix) + std::to_string(level));
+    if (!end) return end.error();
+    if (end.value() > contents.data_bytes || (level > 0 && end.value() < ends.back()))
+      return Error("metadata " + std::string(stratum_end_prefix) + std::to_string(level),
+                   "ascending ends within " + std::to_string(contents.data_bytes) + " bytes",
+                   std::to_string(end.value()));
+    ends.push_back(end.value());
+  }
+  if (ends.back() != contents.data_bytes)
+    return Error("metadata " + std::string(stratum_end_prefix) + std::to_string(ends.size() - 1),
+                 std::to_string(contents.data_bytes), std::to_string(ends.back()));
+  return ends;
+}
+
+}  // namespace detail
+
+/// The arrays of a model file in memory, whole or cut at the end of a stratum; `archive.levels()` are the levels that
+/// are there. Errors: not a model file, another version, cut anywhere else, anything `parse_safetensors` refuses.
+[[nodiscard]] inline Result<Archive> parse_model(std::span<const std::byte> file, std::shared_ptr<const void> owner) {
+  Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
+  if (!parsed) return parsed.error();
+  const SafetensorsContents& contents = parsed.value();
+  Result<std::vector<std::uint64_t>> ends = detail::stratum_ends(contents);
+  if (!ends) return ends.error();
+  const std::uint64_t available = file.size() - contents.data_start;
+  std::size_t levels = 0;
+  while (levels < ends.value().size() && ends.value()[levels] <= available) ++levels;
+  if (levels == 0 || ends.value()[levels - 1] != available)
+    return Error("data", "a file that ends where a level does",
+                 std::to_string(available) + " bytes: the file is cut off");
+  for (std::size_t level = 0; level < levels; ++level)
+    if (const std::uint64_t end = ends.value()[level];
+        end != 0 && !std::binary_search(contents.array_ends.begin(), contents.array_ends.end(), end))
+      return Error("metadata " + std::string(stratum_end_prefix) + std::to_string(level), "the end of an array",
+                   std::to_string(end));
+  Archive archive;
+  archive.set_levels(static_cast<int>(levels));
+  for (const auto& [key, value] : contents.archive.metadata())
+    if (!key.starts_with("strata.")) archive.metadata()[key] = value;
+  const auto& arrays = contents.archive.arrays();
+  int stratum = 0;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    while (contents.array_ends[i] > ends.value()[static_cast<std::size_t>(stratum)]) ++stratum;
+    ArrayView view = arrays[i];
+    view.stratum = stratum;
+    archive.add_view(std::move(view));
+  }
+  for (const auto& kept : contents.archive.owners()) archive.keep(kept);
+  return archive;
+}
+
+/// `parse_model` of a file, mapped. Errors name the file.
+[[nodiscard]] inline Result<Archive> read_model(const std::string& path) {
+  auto file = MappedFile::open(path);
+  if (!file) return file.error();
+  Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
+  if (!archive) return archive.error().within(path);
+  return archive;
+}
+
+/// Writes `archive` as a model file; an old file of that name stays whole until the new one is. Errors: a stratum
+/// beyond the archive's levels, a name the format reserves, writing that fails.
+[[nodiscard]] inline Status write_model(const Archive& archive, const std::string& path) {
+  std::vector<const ArrayView*> arrays;
+  std::vector<bool> new_section;
+  std::vector<std::size_t> counts;
+  for (const ArrayView& view : archive.arrays()) {
+    if (view.stratum < 0 || view.stratum >= archive.levels())
+      return Error(path + ": " + view.name, "a stratum below " + std::to_string(archive.levels()),
+                   std::to_string(view.stratum));
+    if (view.name.starts_with("__")) return Error(path + ": " + view.name, "a name without leading __", view.name);
+  }
+  for (int stratum = 0; stratum < archive.levels(); ++stratum) {
+    bool first = stratum > 0;
+    for (const ArrayView& view : archive.arrays())
+      if (view.stratum == stratum) {
+        arrays.push_back(&view);
+        new_section.push_back(std::exchange(first, false));
+      }
+    counts.push_back(arrays.size());
+  }
+  nlohmann::json metadata = nlohmann::json::object();
+  for (const auto& [key, value] : archive.metadata()) metadata[key] = value;
+  metadata[std::string(format_key)] = std::string(format_version);
+  metadata[std::string(levels_key)] = std::to_string(archive.levels());
+  const auto image = lay_out_safetensors(arrays, new_section, std::move(metadata),
+                                         [&](nlohmann::json& text, const std::vector<std::uint64_t>& ends) {
+                                           for (std::size_t s = 0; s < counts.size(); ++s)
+                                             text[std::string(stratum_end_prefix) + std::to_string(s)] =
+                                                 std::to_string(counts[s] == 0 ? 0 : ends[counts[s] - 1]);
+                                         });
+  return write_atomically(path, image->pieces);
+}
+
+/// How many bytes from the start of the file hold levels 0 .. `level`. Errors: not a model file, no such level.
+[[nodiscard]] inline Result<std::uint64_t> prefix_bytes(const std::string& path, Level level) {
+  auto file = MappedFile::open(path);
+  if (!file) return file.error();
+  auto contents = parse_safetensors(file.value()->bytes(), file.value(), true);
+  if (!contents) return contents.error().within(path);
+  auto ends = detail::stratum_ends(contents.value());
+  if (!ends) return ends.error().within(path);
+  if (level.index < 0 || static_cast<std::size_t>(level.index) >= ends.value().size())
+    return Error(path, "a level below " + std::to_string(ends.value().size()), std::to_string(level.index));
+  return contents.value().data_start + ends.value()[static_cast<std::size_t>(level.index)];
+}
+
+/// Writes levels 0 .. `level` of the model file `source` as a model file of its own. Errors: as for reading and
+/// writing, a level that `source` does not have.
+[[nodiscard]] inline Status write_truncated(const std::string& source, Level level, const std::string& target) {
+  Result<Archive> whole = read_model(source);
+  if (!whole) return whole.error();
+  if (level.index < 0 || level.index >= whole.value().levels())
+    return Error(source, "a level below " + std::to_string(whole.value().levels()), std::to_string(level.index));
+  Archive archive;
+  archive.set_levels(level.index + 1);
+  archive.metadata() = whole.value().metadata();
+  for (const ArrayView& view : whole.value().arrays())
+    if (view.stratum <= level.index) archive.add_view(view);
+  for (const auto& owner : whole.value().owners()) archive.keep(owner);
+  return write_model(archive, target);
+}
+
+}  // namespace io
+
+/// Adds one small input and every level's output, so that a reader can tell whether the model still computes the same.
+/// Error: the archive does not describe a working network.
+template <template <class> class Net, class Family = Inference<>>
+[[nodiscard]] Status add_self_check(Archive& archive) {
+  using Scalar = typename Family::Scalar;
+  Result<Model<Net, Family>> model = Model<Net, Family>::from_archive(archive);
+  if (!model) return model.error();
+  Session<Model<Net, Family>> session(model.value());
+  std::vector<Scalar> input(session.input().size());
+  std::uint32_t state = 1;
+  for (Scalar& value : input) {  // the same numbers on every machine, in [-1, 1)
+    state = state * 1664525U + 1013904223U;
+    value = static_cast<Scalar>(static_cast<std::int32_t>(state) / 2147483648.0);
+  }
+  const std::string prefix(self_check_prefix);
+  if (!archive.add<Scalar>(prefix + "input", {static_cast<index_t>(input.size())}, 0, input))
+    return Error(prefix + "input", "an archive without a self-check", "one");
+  for (int level = 0; level < archive.levels(); ++level) {
+    const auto output = session.run(input, Level{level});
+    archive.add<Scalar>(prefix + "output." + std::to_string(level), {static_cast<index_t>(output.size())}, level,
+                        output);
+  }
+  return success();
+}
+
+/// Replays the self-check of `archive` on `model`. Errors: no self-check, sizes that do not fit, an output that differs
+/// by more than `tolerance` relative to the level's largest.
+template <class Model>
+[[nodiscard]] Status run_self_check(const Model& model, const Archive& archive, double tolerance = 1e-4) {
+  using Scalar = typename Model::Family::Scalar;
+  const std::string prefix(self_check_prefix);
+  Session<Model> session(model);
+  const auto stored = [&](const std::string& name, std::size_t size) -> Result<std::span<const Scalar>> {
+    const ArrayView* view = archive.find(prefix + name);
+    if (view == nullptr) return Error(prefix + name, "a self-check", "none in this file");
+    if (view->type != data_type_of<Scalar>() || static_cast<std::size_t>(view->size()) != size)
+      return Error(prefix + name, std::to_string(size) + " numbers", std::to_string(view->size()));
+    return view->template as<Scalar>();
+  };
+  auto input = stored("input", session.input().size());
+  if (!input) return input.error();
+  for (int level = 0; level < model.levels(); ++level) {
+    const auto found = session.run(input.value(), Level{level});
+    auto expected = stored("output." + std::to_string(level), found.size());
+    if (!expected) return expected.error();
+    double scale = 0;
+    for (const Scalar value : expected.value()) scale = std::max(scale, std::abs(static_cast<double>(value)));
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      const auto a = static_cast<double>(found[i]);
+      const auto b = static_cast<double>(expected.value()[i]);
+      if (!(std::abs(a - b) <= tolerance * scale))
+        return Error("self-check of level " + std::to_string(level) + ", output " + std::to_string(i),
+                     std::to_string(b), std::to_string(a));
+    }
+  }
+  return success();
+}
+
+struct LoadOptions {
+  bool self_check = false;  ///< replay the stored input at every level and compare
+};
+
+/// The network `Net` from a model file, or from a prefix of one that ends with a level. The file is mapped; weights are
+/// used where they lie. Errors name the file, the array, what was expected and what was found.
+template <template <class> class Net, class Family = Inference<>>
+[[nodiscard]] Result<Model<Net, Family>> try_load(const std::string& path, const LoadOptions& options = {}) {
+  Result<Archive> archive = io::read_model(path);
+  if (!archive) return archive.error();
+  auto model = Model<Net, Family>::from_archive(archive.value());
+  if (!model) return model.error().within(path);
+  if (options.self_check)
+    if (Status status = run_self_check(model.value(), archive.value()); !status) return status.error().within(path);
+  return model;
+}
+
+/// As `try_load`; raises the error.
+template <template <class> class Net, class Family = Inference<>>
+[[nodiscard]] Model<Net, Family> load(const std::string& path, const LoadOptions& options = {}) {
+  return std::move(try_load<Net, Family>(path, options)).value();
+}
+
+/// Writes a network of the training family with levels 0 .. levels-1 as a model file with a self-check. Raises: a
+/// network that does not work, writing that fails.
+template <template <class> class Net, class TrainingFamily>
+void save(const Net<TrainingFamily>& network, int levels, const std::string& path) {
+  Archive archive = to_archive(network, levels);
+  (void)add_self_check<Net>(archive).value();
+  (void)io::write_model(archive, path).value();
+}
+
+}  // namespace strata

@@ -1,0 +1,34 @@
+// All of strata but training (<strata/train/...>), which an inference build does not need.
+#pragma once
+
+#include <strata/core/activation.hpp>
+#include <strata/core/archive.hpp>
+#include <strata/core/arena.hpp>
+#include <strata/core/error.hpp>
+#include <strata/core/executor.hpp>
+#include <strata/core/tensor.hpp>
+#include <strata/core/tile_layout.hpp>
+#include <strata/core/types.hpp>
+#include <strata/io/atomic_file.hpp>
+#include <strata/io/mapped_file.hpp>
+#include <strata/io/model_file.hpp>
+#include <strata/io/safetensors.hpp>
+#include <strata/kernels/convolution.hpp>
+#include <strata/kernels/dense_tile.hpp>
+#include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/panel.hpp>
+#include <strata/kernels/sparse_tile.hpp>
+#include <strata/kernels/sparse_vector.hpp>
+#include <strata/layers/context.hpp>
+#include <strata/layers/exchange.hpp>
+#include <strata/layers/inference.hpp>
+#include <strata/layers/module.hpp>
+#include <strata/layers/options.hpp>
+#include <strata/layers/parameters.hpp>
+#include <strata/runtime/model.hpp>
+#include <strata/runtime/session.hpp>
+#include <strata/runtime/thread_pool.hpp>
+#include <strata/sparse/budget.hpp>
+#include <strata/sparse/leveled_csr.hpp>
+#include <strata/sparse/stratum_map.hpp>
+#include <strata/version.hpp>
