@@ -2,8 +2,8 @@
 // given to it; which weights to keep within a budget is decided in train/allocation.hpp.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <span>
 #include <string>
 #include <utility>
@@ -44,9 +44,9 @@ struct LevelCount {
   [[nodiscard]] double weight_share() const noexcept { return share(weights, total_weights); }
   [[nodiscard]] double flop_share() const noexcept { return share(flops, total_flops); }
 
+  /// Whether both bounds hold. Compares rounded shares, so that 29 of 100 weights are within a budget of 0.29.
   [[nodiscard]] bool within(const LevelBudget& budget) const noexcept {
-    return static_cast<double>(weights) <= budget.weights * static_cast<double>(total_weights) &&
-           static_cast<double>(flops) <= budget.flops * static_cast<double>(total_flops);
+    return weight_share() <= budget.weights && flop_share() <= budget.flops;
   }
 
  private:
@@ -55,7 +55,23 @@ struct LevelCount {
   }
 };
 
-/// Describes a layer by the stratum of each of its weights. `strata` empty: all weights in every level.
+namespace detail {
+
+/// Enough digits to tell a share from a bound that it just exceeds.
+[[nodiscard]] inline std::string share_text(double share) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.9g", share);
+  return text;
+}
+
+[[nodiscard]] inline std::string share_text(double share, std::int64_t part, std::int64_t whole) {
+  return share_text(share) + " (" + std::to_string(part) + " of " + std::to_string(whole) + ")";
+}
+
+}  // namespace detail
+
+/// Describes a layer by the stratum of each of its weights. `strata` empty: all weights in every level. Raises: strata
+/// that are neither empty nor one per weight. Precondition: levels >= 1.
 [[nodiscard]] inline LayerCount count_layer(std::string name, index_t rows, index_t columns, index_t uses, int levels,
                                             std::span<const std::uint8_t> strata, bool levelled = true) {
   LayerCount layer{std::move(name), rows, columns, uses, levelled, {}};
@@ -64,6 +80,8 @@ struct LevelCount {
     layer.nnz.assign(static_cast<std::size_t>(levels), rows * columns);
     return layer;
   }
+  if (static_cast<index_t>(strata.size()) != rows * columns)
+    raise(Error(layer.name, std::to_string(rows * columns) + " strata, one a weight", std::to_string(strata.size())));
   for (std::uint8_t stratum : strata)
     if (stratum != StratumMap::absent && stratum < levels) ++layer.nnz[stratum];
   for (std::size_t level = 1; level < layer.nnz.size(); ++level) layer.nnz[level] += layer.nnz[level - 1];
@@ -93,7 +111,7 @@ struct LevelCount {
 }
 
 /// Errors: no level or more than a stratum map holds, a share outside (0, 1] or not a number, a share below that of the
-/// level under it.
+/// level under it. Budgets are listed as levels are, sparsest first.
 [[nodiscard]] inline Status check_budgets(std::span<const LevelBudget> budgets) {
   if (budgets.empty() || budgets.size() > static_cast<std::size_t>(StratumMap::max_levels))
     return Error("budgets", "1 to " + std::to_string(StratumMap::max_levels) + " levels",
@@ -103,10 +121,10 @@ struct LevelCount {
       const double share = budgets[level].*member;
       const std::string where = "budget of level " + std::to_string(level);
       if (!(share > 0 && share <= 1))
-        return Error(where, "a share of " + std::string(what) + " above 0 and at most 1", std::to_string(share));
+        return Error(where, "a share of " + std::string(what) + " above 0 and at most 1", detail::share_text(share));
       if (level > 0 && share < budgets[level - 1].*member)
         return Error(where, "a share of " + std::string(what) + " not below that of level " + std::to_string(level - 1),
-                     std::to_string(share) + " after " + std::to_string(budgets[level - 1].*member));
+                     detail::share_text(share) + " after " + detail::share_text(budgets[level - 1].*member));
       return success();
     };
     if (Status status = check("weights", &LevelBudget::weights); !status) return status;
@@ -115,15 +133,22 @@ struct LevelCount {
   return success();
 }
 
-/// Error: a level of `layers` exceeds its budget; names the level and both counts.
+/// Errors: a level of `layers` exceeds its budget (names the level, the bound and the counts), a layer without a count
+/// for each budget.
 [[nodiscard]] inline Status check_within(std::span<const LayerCount> layers, std::span<const LevelBudget> budgets) {
+  for (const LayerCount& layer : layers)
+    if (layer.nnz.size() < budgets.size())
+      return Error(layer.name, "counts of " + std::to_string(budgets.size()) + " levels",
+                   std::to_string(layer.nnz.size()));
   for (std::size_t level = 0; level < budgets.size(); ++level) {
     const LevelCount count = count_level(layers, Level{static_cast<int>(level)});
-    if (!count.within(budgets[level]))
-      return Error("level " + std::to_string(level),
-                   "at most " + std::to_string(budgets[level].weights) + " of the weights and " +
-                       std::to_string(budgets[level].flops) + " of the FLOPs",
-                   std::to_string(count.weight_share()) + " and " + std::to_string(count.flop_share()));
+    const std::string where = "level " + std::to_string(level);
+    if (!(count.weight_share() <= budgets[level].weights))
+      return Error(where, "at most " + detail::share_text(budgets[level].weights) + " of the weights",
+                   detail::share_text(count.weight_share(), count.weights, count.total_weights));
+    if (!(count.flop_share() <= budgets[level].flops))
+      return Error(where, "at most " + detail::share_text(budgets[level].flops) + " of the FLOPs",
+                   detail::share_text(count.flop_share(), count.flops, count.total_flops));
   }
   return success();
 }

@@ -1,0 +1,453 @@
+// Differentiable operations on the tape: convolution, normalisation with residual and activation, pooling, flattening,
+// dropout. Layers (train/training.hpp) hold the parameters; operations only use them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include <strata/core/activation.hpp>
+#include <strata/layers/options.hpp>
+#include <strata/train/parameter.hpp>
+#include <strata/train/tape.hpp>
+
+namespace strata::train {
+
+namespace detail {
+
+template <class Scalar>
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
+template <class Scalar>
+using Strided = Eigen::Map<Matrix<Scalar>, 0, Eigen::OuterStride<>>;
+
+/// Weights of one group as rows x (kernel.h, kernel.w, channels): the order of columns gathered from channels-last
+/// pictures. Weights above the level are zero.
+template <class Scalar>
+void pack_weights(const Parameter<Scalar>& weight, const Conv2dOptions& options, Level level, index_t group,
+                  Matrix<Scalar>& packed) {
+  const index_t rows = options.out_channels / options.groups;
+  const index_t channels = options.in_channels / options.groups;
+  const index_t taps = options.kernel.h * options.kernel.w;
+  packed.resize(rows, taps * channels);
+  for (index_t row = 0; row < rows; ++row)
+    for (index_t c = 0; c < channels; ++c)
+      for (index_t tap = 0; tap < taps; ++tap) {
+        const index_t at = ((group * rows + row) * channels + c) * taps + tap;
+        packed(row, tap * channels + c) = weight.contains(at, level) ? weight.value[at] : Scalar{0};
+      }
+}
+
+/// Calls `f(output pixel, tap, input pixel)` for every tap of the picture that lies inside it.
+template <class F>
+void for_taps(const Conv2dOptions& options, Shape in, Shape out, F&& f) {
+  for (index_t y = 0; y < out.height; ++y)
+    for (index_t x = 0; x < out.width; ++x)
+      for (index_t ky = 0; ky < options.kernel.h; ++ky) {
+        const index_t sy = y * options.stride.h - options.padding.h + ky * options.dilation.h;
+        if (sy < 0 || sy >= in.height) continue;
+        for (index_t kx = 0; kx < options.kernel.w; ++kx) {
+          const index_t sx = x * options.stride.w - options.padding.w + kx * options.dilation.w;
+          if (sx < 0 || sx >= in.width) continue;
+          f(y * out.width + x, ky * options.kernel.w + kx, sy * in.width + sx);
+        }
+      }
+}
+
+template <class Scalar>
+[[nodiscard]] Scalar activate(Scalar z, Activation activation) {
+  switch (activation) {
+    case Activation::identity:
+      return z;
+    case Activation::relu:
+      return z > 0 ? z : Scalar{0};
+    case Activation::relu6:
+      return z > 0 ? (z < 6 ? z : Scalar{6}) : Scalar{0};
+    case Activation::leaky_relu:
+      return z > 0 ? z : z * static_cast<Scalar>(leaky_relu_slope);
+    case Activation::elu:
+      return z > 0 ? z : std::expm1(z);
+    case Activation::sigmoid:
+      return 1 / (1 + std::exp(-z));
+    case Activation::tanh:
+      return std::tanh(z);
+    case Activation::silu:
+      return z / (1 + std::exp(-z));
+  }
+  return z;
+}
+
+/// d activation / dz.
+template <class Scalar>
+[[nodiscard]] Scalar derivative(Scalar z, Activation activation) {
+  switch (activation) {
+    case Activation::identity:
+      return 1;
+    case Activation::relu:
+      return z > 0 ? Scalar{1} : Scalar{0};
+    case Activation::relu6:
+      return z > 0 && z < 6 ? Scalar{1} : Scalar{0};
+    case Activation::leaky_relu:
+      return z > 0 ? Scalar{1} : static_cast<Scalar>(leaky_relu_slope);
+    case Activation::elu:
+      return z > 0 ? Scalar{1} : std::exp(z);
+    case Activation::sigmoid: {
+      const Scalar s = 1 / (1 + std::exp(-z));
+      return s * (1 - s);
+    }
+    case Activation::tanh: {
+      const Scalar t = std::tanh(z);
+      return 1 - t * t;
+    }
+    case Activation::silu: {
+      const Scalar s = 1 / (1 + std::exp(-z));
+      return s * (1 + z * (1 - s));
+    }
+  }
+  return 1;
+}
+
+}  // namespace detail
+
+/// Cross-correlation of `x` with the weights that the context's level holds; no bias. Gathers columns for a few
+/// pictures at a time and multiplies.
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> conv2d(Context<Scalar>& context, const Tensor<Scalar>& x, Parameter<Scalar>& weight,
+                                    const Conv2dOptions& options) {
+  using detail::Strided;
+  using Matrix = detail::Matrix<Scalar>;
+  const Shape in = x.shape();
+  const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
+  if (in.channels != options.in_channels || out.height < 1 || out.width < 1)
+    raise(Error(weight.name.empty() ? "convolution" : weight.name,
+                std::to_string(options.in_channels) + " channels of pictures no smaller than the kernel",
+                std::to_string(in.channels) + " x " + std::to_string(in.height) + " x " + std::to_string(in.width)));
+  weight.uses = out.height * out.width;
+  Tensor<Scalar> y = context.make(x.batch(), out, true);
+  const Level level = context.level;
+  const index_t in_pixels = in.height * in.width;
+  const index_t out_pixels = out.height * out.width;
+  const index_t group_in = options.in_channels / options.groups;
+  const index_t group_out = options.out_channels / options.groups;
+  const index_t columns = options.columns();
+  const bool pointwise = options.kernel == Pair(1) && options.stride == Pair(1) && options.padding == Pair(0);
+  const index_t pictures = out_pixels >= 256 ? 1 : ceil_div(256, out_pixels);  // enough columns for a good product
+  auto packed = std::make_shared<std::vector<Matrix>>(static_cast<std::size_t>(options.groups));
+  for (index_t g = 0; g < options.groups; ++g)
+    detail::pack_weights(weight, options, level, g, (*packed)[static_cast<std::size_t>(g)]);
+
+  // Columns of pictures first .. last-1 for one group: taps * group_in rows, one column an output pixel.
+  const auto gather = [=](index_t first, index_t last, index_t group, Scalar* target) {
+    std::fill(target, target + columns * out_pixels * (last - first), Scalar{0});
+    for (index_t image = first; image < last; ++image, target += columns * out_pixels) {
+      const Scalar* source = x.value().data() + image * in_pixels * in.channels + group * group_in;
+      detail::for_taps(options, in, out, [&](index_t pixel, index_t tap, index_t from) {
+        const Scalar* a = source + from * in.channels;
+        Scalar* b = target + pixel * columns + tap * group_in;
+        for (index_t c = 0; c < group_in; ++c) b[c] = a[c];
+      });
+    }
+  };
+  context.for_parts(x.batch(), [&](index_t part, index_t begin, index_t end) {
+    for (index_t first = begin; first < end; first += pictures) {
+      const index_t last = first + pictures < end ? first + pictures : end;
+      const index_t width = (last - first) * out_pixels;
+      for (index_t g = 0; g < options.groups; ++g) {
+        Strided<Scalar> target(y.value().data() + first * out_pixels * out.channels + g * group_out, group_out, width,
+                               Eigen::OuterStride<>(out.channels));
+        const Matrix& w = (*packed)[static_cast<std::size_t>(g)];
+        if (pointwise) {
+          target.noalias() = w * Strided<Scalar>(x.value().data() + first * in_pixels * in.channels + g * group_in,
+                                                 group_in, width, Eigen::OuterStride<>(in.channels));
+        } else {
+          Scalar* gathered = context.scratch(part, columns * width);
+          gather(first, last, g, gathered);
+          target.noalias() = w * Eigen::Map<Matrix>(gathered, columns, width);
+        }
+      }
+    }
+  });
+  context.record([=, &context, &weight] {
+    Scalar* dx = x.needs_gradient() ? x.gradient().data() : nullptr;
+    Scalar* dy = y.gradient().data();
+    std::vector<std::vector<Matrix>> sums(static_cast<std::size_t>(Context<Scalar>::parts));
+    context.for_parts(x.batch(), [&](index_t part, index_t begin, index_t end) {
+      auto& part_sums = sums[static_cast<std::size_t>(part)];
+      part_sums.assign(static_cast<std::size_t>(options.groups), Matrix::Zero(group_out, columns));
+      for (index_t first = begin; first < end; first += pictures) {
+        const index_t last = first + pictures < end ? first + pictures : end;
+        const index_t width = (last - first) * out_pixels;
+        Scalar* gathered = context.scratch(part, 2 * columns * width);
+        Eigen::Map<Matrix> back(gathered + columns * width, columns, width);
+        for (index_t g = 0; g < options.groups; ++g) {
+          const Strided<Scalar> d(dy + first * out_pixels * out.channels + g * group_out, group_out, width,
+                                  Eigen::OuterStride<>(out.channels));
+          gather(first, last, g, gathered);
+          part_sums[static_cast<std::size_t>(g)].noalias() +=
+              d * Eigen::Map<Matrix>(gathered, columns, width).transpose();
+          if (dx == nullptr) continue;
+          back.noalias() = (*packed)[static_cast<std::size_t>(g)].transpose() * d;
+          for (index_t image = first; image < last; ++image) {
+            const Scalar* source = back.data() + (image - first) * out_pixels * columns;
+            Scalar* target = dx + image * in_pixels * in.channels + g * group_in;
+            detail::for_taps(options, in, out, [&](index_t pixel, index_t tap, index_t to) {
+              const Scalar* a = source + pixel * columns + tap * group_in;
+              Scalar* b = target + to * in.channels;
+              for (index_t c = 0; c < group_in; ++c) b[c] += a[c];
+            });
+          }
+        }
+      }
+    });
+    const index_t taps = options.kernel.h * options.kernel.w;
+    for (const auto& part_sums : sums)
+      for (index_t g = 0; g < static_cast<index_t>(part_sums.size()); ++g)
+        for (index_t row = 0; row < group_out; ++row)
+          for (index_t c = 0; c < group_in; ++c)
+            for (index_t tap = 0; tap < taps; ++tap) {
+              const index_t at = ((g * group_out + row) * group_in + c) * taps + tap;
+              if (weight.contains(at, level))
+                weight.gradient[at] += part_sums[static_cast<std::size_t>(g)](row, tap * group_in + c);
+            }
+  });
+  return y;
+}
+
+/// Parameters and running statistics of one level's batch normalisation.
+template <class Scalar>
+struct NormSet {
+  Parameter<Scalar> gamma, beta;
+  typename Parameter<Scalar>::Array running_mean, running_variance;
+
+  explicit NormSet(index_t channels = 0)
+      : gamma({channels}, 1),
+        beta({channels}, 0),
+        running_mean(Parameter<Scalar>::Array::Zero(channels)),
+        running_variance(Parameter<Scalar>::Array::Ones(channels)) {}
+};
+
+inline constexpr double norm_epsilon = 1e-5;
+
+/// y = activation(norm(x) + bias + residual) in two passes over x. `norm` null: no normalisation; `bias` and `residual`
+/// may be null. In training mode batch statistics, and the running ones are updated (arXiv 1502.03167).
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> finish(Context<Scalar>& context, const Tensor<Scalar>& x, NormSet<Scalar>* norm,
+                                    Parameter<Scalar>* bias, const Tensor<Scalar>* residual, Activation activation) {
+  using Array = typename Parameter<Scalar>::Array;
+  using Sums = Eigen::Array<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
+  constexpr index_t parts = Context<Scalar>::parts;
+  const index_t channels = x.shape().channels;
+  const index_t pixels = x.pixels();
+  if (residual != nullptr && (residual->shape() != x.shape() || residual->batch() != x.batch()))
+    raise(Error("residual", "the shape of the layer's output", "another shape"));
+  Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
+  auto mean = std::make_shared<Array>(Array::Zero(channels));
+  auto inverse = std::make_shared<Array>(Array::Ones(channels));  // 1 / standard deviation
+  const bool batch_statistics = norm != nullptr && context.training;
+  if (batch_statistics) {
+    Sums sums = Sums::Zero(channels, parts);
+    context.for_parts(pixels, [&](index_t part, index_t first, index_t last) {
+      sums.col(part) = x.matrix().middleCols(first, last - first).rowwise().sum().array();
+    });
+    *mean = sums.rowwise().sum() / static_cast<Scalar>(pixels);
+    sums.setZero();
+    context.for_parts(pixels, [&](index_t part, index_t first, index_t last) {
+      for (index_t p = first; p < last; ++p) sums.col(part) += (x.matrix().col(p).array() - *mean).square();
+    });
+    const Array variance = sums.rowwise().sum() / static_cast<Scalar>(pixels);
+    *inverse = (variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
+    const auto m = static_cast<Scalar>(context.norm_momentum);
+    const Scalar unbiased = pixels > 1 ? static_cast<Scalar>(pixels) / static_cast<Scalar>(pixels - 1) : Scalar{1};
+    norm->running_mean += m * (*mean - norm->running_mean);
+    norm->running_variance += m * (variance * unbiased - norm->running_variance);
+  } else if (norm != nullptr) {
+    *mean = norm->running_mean;
+    *inverse = (norm->running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
+  }
+  // z = x * scale + offset + residual
+  Array scale = *inverse;
+  if (norm != nullptr) scale *= norm->gamma.value;
+  Array offset = -*mean * scale;
+  if (norm != nullptr) offset += norm->beta.value;
+  if (bias != nullptr) offset += bias->value;
+  const bool keep = activation != Activation::identity && activation != Activation::relu && context.training;
+  auto before = std::make_shared<Array>(keep ? x.value().size() : 0);  // z, where y does not tell the derivative
+  context.for_parts(pixels, [&](index_t, index_t first, index_t last) {
+    for (index_t p = first; p < last; ++p) {
+      auto target = y.matrix().col(p).array();
+      target = x.matrix().col(p).array() * scale + offset;
+      if (residual != nullptr) target += residual->matrix().col(p).array();
+      if (keep) before->segment(p * channels, channels) = target;
+      if (activation == Activation::relu) {
+        target = target.max(Scalar{0});
+      } else if (activation != Activation::identity) {
+        for (index_t c = 0; c < channels; ++c) target[c] = detail::activate(Scalar(target[c]), activation);
+      }
+    }
+  });
+  const Tensor<Scalar> added = residual == nullptr ? Tensor<Scalar>() : *residual;
+  const bool has_residual = residual != nullptr;
+  context.record([=, &context] {
+    auto dy = y.gradient_matrix();
+    Sums sums = Sums::Zero(channels, parts);      // of dz
+    Sums products = Sums::Zero(channels, parts);  // of dz * normalised x
+    context.for_parts(pixels, [&](index_t part, index_t first, index_t last) {
+      for (index_t p = first; p < last; ++p) {
+        auto dz = dy.col(p).array();
+        if (activation == Activation::relu) {
+          dz = (y.matrix().col(p).array() > Scalar{0}).select(dz, Scalar{0});
+        } else if (keep) {
+          for (index_t c = 0; c < channels; ++c) dz[c] *= detail::derivative((*before)[p * channels + c], activation);
+        }
+        sums.col(part) += dz;
+        if (norm != nullptr) products.col(part) += dz * (x.matrix().col(p).array() - *mean) * *inverse;
+      }
+    });
+    const Array sum = sums.rowwise().sum();
+    const Array product = products.rowwise().sum();
+    if (bias != nullptr) bias->gradient += sum;
+    if (norm != nullptr) {
+      norm->gamma.gradient += product;
+      norm->beta.gradient += sum;
+    }
+    if (has_residual && added.needs_gradient()) added.gradient() += y.gradient();
+    if (!x.needs_gradient()) return;
+    auto dx = x.gradient_matrix();
+    const auto n = static_cast<Scalar>(pixels);
+    context.for_parts(pixels, [&](index_t, index_t first, index_t last) {
+      for (index_t p = first; p < last; ++p) {
+        if (batch_statistics) {
+          dx.col(p).array() +=
+              scale * (dy.col(p).array() - sum / n - (x.matrix().col(p).array() - *mean) * *inverse * (product / n));
+        } else {
+          dx.col(p).array() += scale * dy.col(p).array();
+        }
+      }
+    });
+  });
+  return y;
+}
+
+/// Maximum or mean of windows; a mean counts the pixels inside the picture only.
+template <bool maximum, class Scalar>
+[[nodiscard]] Tensor<Scalar> pool(Context<Scalar>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
+  const Shape in = x.shape();
+  const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
+  if (out.height < 1 || out.width < 1)
+    raise(Error("pooling", "pictures no smaller than the kernel",
+                std::to_string(in.height) + " x " + std::to_string(in.width)));
+  Tensor<Scalar> y = context.make(x.batch(), out, true);
+  auto winners = std::make_shared<std::vector<std::int32_t>>(maximum ? static_cast<std::size_t>(y.value().size()) : 0);
+  // Calls f(first input row, behind the last, first column, behind the last) of the window of output pixel (oy, ox).
+  const auto window = [=](index_t oy, index_t ox, auto&& f) {
+    const index_t top = oy * options.stride.h - options.padding.h;
+    const index_t left = ox * options.stride.w - options.padding.w;
+    f(std::max<index_t>(top, 0), std::min(top + options.kernel.h, in.height), std::max<index_t>(left, 0),
+      std::min(left + options.kernel.w, in.width));
+  };
+  context.for_parts(x.batch(), [&](index_t, index_t first, index_t last) {
+    for (index_t image = first; image < last; ++image)
+      for (index_t oy = 0; oy < out.height; ++oy)
+        for (index_t ox = 0; ox < out.width; ++ox)
+          window(oy, ox, [&](index_t y0, index_t y1, index_t x0, index_t x1) {
+            const index_t to = ((image * out.height + oy) * out.width + ox) * out.channels;
+            for (index_t c = 0; c < in.channels; ++c) {
+              Scalar best = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
+              for (index_t sy = y0; sy < y1; ++sy)
+                for (index_t sx = x0; sx < x1; ++sx) {
+                  const index_t from = ((image * in.height + sy) * in.width + sx) * in.channels + c;
+                  const Scalar value = x.value()[from];
+                  if constexpr (maximum) {
+                    if (value > best) {
+                      best = value;
+                      (*winners)[static_cast<std::size_t>(to + c)] = static_cast<std::int32_t>(sy * in.width + sx);
+                    }
+                  } else {
+                    best += value;
+                  }
+                }
+              y.value()[to + c] = maximum ? best : best / static_cast<Scalar>((y1 - y0) * (x1 - x0));
+            }
+          });
+  });
+  context.record([=, &context] {
+    if (!x.needs_gradient()) return;
+    auto& dx = x.gradient();
+    auto& dy = y.gradient();
+    context.for_parts(x.batch(), [&](index_t, index_t first, index_t last) {
+      for (index_t image = first; image < last; ++image)
+        for (index_t oy = 0; oy < out.height; ++oy)
+          for (index_t ox = 0; ox < out.width; ++ox)
+            window(oy, ox, [&](index_t y0, index_t y1, index_t x0, index_t x1) {
+              const index_t at = ((image * out.height + oy) * out.width + ox) * out.channels;
+              for (index_t c = 0; c < in.channels; ++c) {
+                if constexpr (maximum) {
+                  const index_t pixel = (*winners)[static_cast<std::size_t>(at + c)];
+                  dx[(image * in.height * in.width + pixel) * in.channels + c] += dy[at + c];
+                } else {
+                  const Scalar share = dy[at + c] / static_cast<Scalar>((y1 - y0) * (x1 - x0));
+                  for (index_t sy = y0; sy < y1; ++sy)
+                    for (index_t sx = x0; sx < x1; ++sx)
+                      dx[((image * in.height + sy) * in.width + sx) * in.channels + c] += share;
+                }
+              }
+            });
+    });
+  });
+  return y;
+}
+
+/// channels x height x width -> features in that order, as PyTorch's flatten does (the tape has channels last).
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> flatten(Context<Scalar>& context, const Tensor<Scalar>& x) {
+  const Shape in = x.shape();
+  if (in.height == 1 && in.width == 1) return x;
+  Tensor<Scalar> y = context.make(x.batch(), {in.size(), 1, 1}, true);
+  const index_t pixels = in.height * in.width;
+  for (index_t image = 0; image < x.batch(); ++image)
+    for (index_t p = 0; p < pixels; ++p)
+      for (index_t c = 0; c < in.channels; ++c)
+        y.value()[image * in.size() + c * pixels + p] = x.value()[image * in.size() + p * in.channels + c];
+  context.record([=] {
+    if (!x.needs_gradient()) return;
+    auto& dx = x.gradient();
+    const auto& dy = y.gradient();
+    for (index_t image = 0; image < x.batch(); ++image)
+      for (index_t p = 0; p < pixels; ++p)
+        for (index_t c = 0; c < in.channels; ++c)
+          dx[image * in.size() + p * in.channels + c] += dy[image * in.size() + c * pixels + p];
+  });
+  return y;
+}
+
+/// In training each activation is dropped with probability `rate`, the others scaled by 1 / (1 - rate). The choice
+/// follows from seed, step and place alone (SplitMix64), so it does not depend on threads.
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> dropout(Context<Scalar>& context, const Tensor<Scalar>& x, double rate) {
+  const std::uint64_t operation = context.next_operation();
+  if (!context.training || rate <= 0) return x;
+  Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
+  auto factors = std::make_shared<typename Parameter<Scalar>::Array>(x.value().size());
+  const std::uint64_t base = context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + operation;
+  const auto kept = static_cast<Scalar>(1 / (1 - rate));
+  for (index_t i = 0; i < factors->size(); ++i) {
+    std::uint64_t h = base * 0xBF58476D1CE4E5B9U + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
+    h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
+    h = (h ^ (h >> 27U)) * 0x94D049BB133111EBU;
+    h ^= h >> 31U;
+    (*factors)[i] = static_cast<double>(h >> 11U) * 0x1p-53 < rate ? Scalar{0} : kept;
+  }
+  y.value() = x.value() * *factors;
+  context.record([=] {
+    if (x.needs_gradient()) x.gradient() += y.gradient() * *factors;
+  });
+  return y;
+}
+
+}  // namespace strata::train

@@ -1,0 +1,45 @@
+// What training changes: a named array with its gradient and, for weights that may be pruned, the level of each entry.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include <strata/core/types.hpp>
+#include <strata/sparse/stratum_map.hpp>
+
+namespace strata::train {
+
+/// Shape: row-major, the first extent is the rows (out_channels, out_features).
+template <class Scalar>
+struct Parameter {
+  using Array = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
+
+  std::string name;  ///< as in state_dict; `name_parameters` fills it
+  std::vector<index_t> shape;
+  Array value;
+  Array gradient;                    ///< same size; backward passes add to it
+  std::vector<std::uint8_t> strata;  ///< empty: all weights in every level; else the stratum of each, or absent
+  bool levelled = false;             ///< may be pruned
+  bool decay = false;                ///< weight decay applies
+  index_t uses = 0;                  ///< multiply-adds per weight and sample, as the last forward pass saw it
+
+  Parameter() = default;
+  Parameter(std::vector<index_t> extents, Scalar fill) : shape(std::move(extents)) {
+    index_t size = 1;
+    for (const index_t extent : shape) size *= extent;
+    value = Array::Constant(size, fill);
+    gradient = Array::Zero(size);
+  }
+
+  [[nodiscard]] bool contains(index_t i, Level level) const noexcept {
+    if (strata.empty()) return true;
+    const std::uint8_t stratum = strata[static_cast<std::size_t>(i)];
+    return stratum != StratumMap::absent && stratum <= level.index;
+  }
+};
+
+}  // namespace strata::train
