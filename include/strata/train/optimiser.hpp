@@ -1,0 +1,127 @@
+// Optimisers: SGD with momentum and AdamW, with the formulas and defaults of PyTorch. They leave pruned weights at zero
+// and frozen strata untouched.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include <strata/core/types.hpp>
+#include <strata/train/parameter.hpp>
+
+namespace strata::train {
+
+/// Which weights of a levelled parameter a step may change.
+struct Trainable {
+  int frozen_below = 0;  ///< weights of strata below this one stay as they are, bit for bit
+};
+
+namespace detail {
+
+template <class Scalar>
+[[nodiscard]] bool may_change(const Parameter<Scalar>& parameter, index_t i, const Trainable& trainable) {
+  if (parameter.strata.empty()) return true;
+  const std::uint8_t stratum = parameter.strata[static_cast<std::size_t>(i)];
+  return stratum != StratumMap::absent && stratum >= trainable.frozen_below;
+}
+
+}  // namespace detail
+
+/// v = momentum * v + g + decay * w;  w -= rate * (nesterov ? g + decay * w + momentum * v : v).
+template <class Scalar>
+class Sgd {
+ public:
+  struct Options {
+    double momentum = 0.9;
+    double decay = 0;
+    bool nesterov = false;
+  };
+
+  Sgd(std::vector<Parameter<Scalar>*> parameters, const Options& options)
+      : parameters_(std::move(parameters)), options_(options) {
+    for (const auto* parameter : parameters_)
+      velocity_.push_back(Parameter<Scalar>::Array::Zero(parameter->value.size()));
+  }
+
+  void step(double rate, const Trainable& trainable = {}) {
+    const auto momentum = static_cast<Scalar>(options_.momentum);
+    for (std::size_t p = 0; p < parameters_.size(); ++p) {
+      Parameter<Scalar>& parameter = *parameters_[p];
+      const auto decay = static_cast<Scalar>(parameter.decay ? options_.decay : 0);
+      for (index_t i = 0; i < parameter.value.size(); ++i) {
+        if (!detail::may_change(parameter, i, trainable)) continue;
+        const Scalar gradient = parameter.gradient[i] + decay * parameter.value[i];
+        Scalar& velocity = velocity_[p][i];
+        velocity = momentum * velocity + gradient;
+        parameter.value[i] -=
+            static_cast<Scalar>(rate) * (options_.nesterov ? gradient + momentum * velocity : velocity);
+      }
+    }
+  }
+
+  /// The state that a checkpoint keeps, one array a parameter.
+  [[nodiscard]] std::vector<typename Parameter<Scalar>::Array>& state() noexcept { return velocity_; }
+
+ private:
+  std::vector<Parameter<Scalar>*> parameters_;
+  Options options_;
+  std::vector<typename Parameter<Scalar>::Array> velocity_;
+};
+
+/// Adam with decoupled weight decay (arXiv 1711.05101).
+template <class Scalar>
+class AdamW {
+ public:
+  struct Options {
+    double beta1 = 0.9;
+    double beta2 = 0.999;
+    double epsilon = 1e-8;
+    double decay = 0.01;
+  };
+
+  AdamW(std::vector<Parameter<Scalar>*> parameters, const Options& options)
+      : parameters_(std::move(parameters)), options_(options) {
+    for (const auto* parameter : parameters_) {
+      mean_.push_back(Parameter<Scalar>::Array::Zero(parameter->value.size()));
+      square_.push_back(Parameter<Scalar>::Array::Zero(parameter->value.size()));
+    }
+  }
+
+  void step(double rate, const Trainable& trainable = {}) {
+    ++steps_;
+    const double correction1 = 1 - std::pow(options_.beta1, static_cast<double>(steps_));
+    const double correction2 = 1 - std::pow(options_.beta2, static_cast<double>(steps_));
+    const auto beta1 = static_cast<Scalar>(options_.beta1);
+    const auto beta2 = static_cast<Scalar>(options_.beta2);
+    const auto size = static_cast<Scalar>(rate / correction1);
+    const auto root = static_cast<Scalar>(1 / std::sqrt(correction2));
+    for (std::size_t p = 0; p < parameters_.size(); ++p) {
+      Parameter<Scalar>& parameter = *parameters_[p];
+      const auto shrink = static_cast<Scalar>(parameter.decay ? 1 - rate * options_.decay : 1);
+      for (index_t i = 0; i < parameter.value.size(); ++i) {
+        if (!detail::may_change(parameter, i, trainable)) continue;
+        const Scalar gradient = parameter.gradient[i];
+        mean_[p][i] += (1 - beta1) * (gradient - mean_[p][i]);
+        square_[p][i] += (1 - beta2) * (gradient * gradient - square_[p][i]);
+        parameter.value[i] =
+            parameter.value[i] * shrink -
+            size * mean_[p][i] / (std::sqrt(square_[p][i]) * root + static_cast<Scalar>(options_.epsilon));
+      }
+    }
+  }
+
+ private:
+  std::vector<Parameter<Scalar>*> parameters_;
+  Options options_;
+  std::vector<typename Parameter<Scalar>::Array> mean_, square_;
+  std::int64_t steps_ = 0;
+};
+
+/// Zeroes all gradients before a step's backward passes.
+template <class Scalar>
+void clear_gradients(const std::vector<Parameter<Scalar>*>& parameters) {
+  for (auto* parameter : parameters) parameter->gradient.setZero();
+}
+
+}  // namespace strata::train
