@@ -205,16 +205,22 @@ template <class Scalar>
         }
       }
     });
+    // The parts are added in order, column by column, so that the threads share the work and not the order.
+    std::vector<Matrix> total(static_cast<std::size_t>(options.groups), Matrix::Zero(group_out, columns));
+    context.for_parts(columns, [&](index_t, index_t first, index_t last) {
+      for (const auto& part_sums : sums)
+        for (std::size_t g = 0; g < part_sums.size(); ++g)
+          total[g].middleCols(first, last - first) += part_sums[g].middleCols(first, last - first);
+    });
     const index_t taps = options.kernel.h * options.kernel.w;
-    for (const auto& part_sums : sums)
-      for (index_t g = 0; g < static_cast<index_t>(part_sums.size()); ++g)
-        for (index_t row = 0; row < group_out; ++row)
-          for (index_t c = 0; c < group_in; ++c)
-            for (index_t tap = 0; tap < taps; ++tap) {
-              const index_t at = ((g * group_out + row) * group_in + c) * taps + tap;
-              if (weight.contains(at, level))
-                weight.gradient[at] += part_sums[static_cast<std::size_t>(g)](row, tap * group_in + c);
-            }
+    for (index_t g = 0; g < options.groups; ++g)
+      for (index_t row = 0; row < group_out; ++row)
+        for (index_t c = 0; c < group_in; ++c)
+          for (index_t tap = 0; tap < taps; ++tap) {
+            const index_t at = ((g * group_out + row) * group_in + c) * taps + tap;
+            if (weight.contains(at, level))
+              weight.gradient[at] += total[static_cast<std::size_t>(g)](row, tap * group_in + c);
+          }
   });
   return y;
 }

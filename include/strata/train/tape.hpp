@@ -100,7 +100,7 @@ class Context {
  public:
   /// Reductions over the batch are cut into this many parts whatever the number of threads, and added up in order: the
   /// results are the same bits on any number of threads.
-  static constexpr index_t parts = 16;
+  static constexpr index_t parts = 8;
 
   explicit Context(Executor& executor) : executor_(executor) {}
 

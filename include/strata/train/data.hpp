@@ -1,0 +1,96 @@
+// Labelled pictures in memory and the batches of an epoch. Reading files is the host program's business.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
+
+namespace strata::train {
+
+/// Pictures of bytes, [picture][channel][row][column], and a label each.
+struct Dataset {
+  Shape shape;
+  index_t classes = 0;
+  std::vector<std::uint8_t> pixels;
+  std::vector<std::uint8_t> labels;
+  double mean = 0;       ///< subtracted from pixel / 255
+  double deviation = 1;  ///< what the difference is divided by
+
+  [[nodiscard]] index_t size() const noexcept { return static_cast<index_t>(labels.size()); }
+
+  /// Errors: no pictures, as many pixels as the shape does not give, a label that is no class.
+  [[nodiscard]] Status check() const {
+    if (labels.empty()) return Error("dataset", "at least one picture", "none");
+    if (static_cast<index_t>(pixels.size()) != size() * shape.size())
+      return Error("dataset", std::to_string(size() * shape.size()) + " pixels", std::to_string(pixels.size()));
+    for (const std::uint8_t label : labels)
+      if (label >= classes) return Error("dataset", "labels below " + std::to_string(classes), std::to_string(label));
+    return success();
+  }
+
+  /// Takes mean and deviation from the pixels.
+  void normalise() {
+    double sum = 0;
+    double squares = 0;
+    for (const std::uint8_t pixel : pixels) {
+      const double value = pixel / 255.0;
+      sum += value;
+      squares += value * value;
+    }
+    const auto n = static_cast<double>(pixels.size());
+    mean = sum / n;
+    deviation = std::sqrt(std::max(squares / n - mean * mean, 1e-12));
+  }
+
+  /// Pictures first .. last-1 as a dataset of their own.
+  [[nodiscard]] Dataset slice(index_t first, index_t last) const {
+    Dataset part{shape, classes, {}, {}, mean, deviation};
+    part.pixels.assign(pixels.begin() + first * shape.size(), pixels.begin() + last * shape.size());
+    part.labels.assign(labels.begin() + first, labels.begin() + last);
+    return part;
+  }
+
+  /// Normalised pictures `indices` as batch x channels x height x width, and their labels. With `random` each is
+  /// shifted by up to `shift` pixels (zeros come in) and flipped half the time if `flip`.
+  void batch(const std::uint32_t* indices, index_t count, std::vector<float>& pictures,
+             std::vector<std::uint8_t>& batch_labels, std::mt19937_64* random = nullptr, index_t shift = 0,
+             bool flip = false) const {
+    pictures.assign(static_cast<std::size_t>(count * shape.size()), static_cast<float>(-mean / deviation));
+    batch_labels.resize(static_cast<std::size_t>(count));
+    for (index_t i = 0; i < count; ++i) {
+      const index_t source = static_cast<index_t>(indices[i]) * shape.size();
+      batch_labels[static_cast<std::size_t>(i)] = labels[indices[i]];
+      const auto span = static_cast<std::uint64_t>(2 * shift + 1);
+      const index_t dy = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - shift;
+      const index_t dx = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - shift;
+      const bool mirrored = random != nullptr && flip && (*random)() % 2 == 0;
+      for (index_t c = 0; c < shape.channels; ++c)
+        for (index_t y = std::max<index_t>(0, dy); y < std::min(shape.height, shape.height + dy); ++y)
+          for (index_t x = std::max<index_t>(0, dx); x < std::min(shape.width, shape.width + dx); ++x) {
+            const index_t sx = mirrored ? shape.width - 1 - (x - dx) : x - dx;
+            const index_t from = source + (c * shape.height + y - dy) * shape.width + sx;
+            pictures[static_cast<std::size_t>(((i * shape.channels + c) * shape.height + y) * shape.width + x)] =
+                static_cast<float>((pixels[static_cast<std::size_t>(from)] / 255.0 - mean) / deviation);
+          }
+    }
+  }
+};
+
+/// The numbers 0 .. size-1 in an order that follows from `seed` and `epoch` alone.
+[[nodiscard]] inline std::vector<std::uint32_t> shuffled(index_t size, std::uint64_t seed, std::uint64_t epoch) {
+  std::vector<std::uint32_t> order(static_cast<std::size_t>(size));
+  std::iota(order.begin(), order.end(), 0U);
+  std::mt19937_64 random(seed * 1000003U + epoch);
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
+  return order;
+}
+
+}  // namespace strata::train
