@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -23,6 +24,15 @@ struct PrunableLayer {
   Parameter<Scalar>* weight = nullptr;
   double scale = 1;  ///< root mean square of the dense model's weights; taken before pruning, as pruned layers shrink
   double floor = 0;  ///< least density at every level
+  /// Ranked instead of the weights themselves if not null; one entry a weight.
+  const typename Parameter<Scalar>::Array* scores = nullptr;
+
+  [[nodiscard]] double magnitude(std::size_t i) const {
+    return static_cast<double>(std::abs((scores == nullptr ? weight->value : *scores)[static_cast<index_t>(i)]));
+  }
+  [[nodiscard]] bool frozen(std::size_t i, int below) const {
+    return below > 0 && !weight->strata.empty() && weight->strata[i] != StratumMap::absent && weight->strata[i] < below;
+  }
 };
 
 /// The root mean square of a layer's weights; 1 for a layer of zeros.
@@ -42,121 +52,200 @@ struct Candidate {
 
 }  // namespace detail
 
+namespace detail {
+
+/// Which weights of each layer are in question, those to keep first.
+using Ranking = std::vector<std::vector<std::uint32_t>>;
+
+/// All weights of all layers, largest magnitude first; weights of strata below `frozen_below` before all others.
+template <class Scalar>
+[[nodiscard]] Ranking ranking_of(const std::vector<PrunableLayer<Scalar>>& layers, int frozen_below) {
+  Ranking ranking(layers.size());
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto& layer = layers[l];
+    ranking[l].resize(static_cast<std::size_t>(layer.weight->value.size()));
+    std::iota(ranking[l].begin(), ranking[l].end(), 0U);
+    std::sort(ranking[l].begin(), ranking[l].end(), [&](std::uint32_t a, std::uint32_t b) {
+      const bool x_frozen = layer.frozen(a, frozen_below);
+      const bool y_frozen = layer.frozen(b, frozen_below);
+      if (x_frozen != y_frozen) return x_frozen;
+      const auto x = layer.magnitude(a);
+      const auto y = layer.magnitude(b);
+      return x != y ? x > y : a < b;
+    });
+  }
+  return ranking;
+}
+
+/// The fewest weights that each layer keeps: its frozen ones, its floor, or all if it is not levelled.
+template <class Scalar>
+[[nodiscard]] std::vector<std::size_t> least_counts(const std::vector<PrunableLayer<Scalar>>& layers,
+                                                    int frozen_below) {
+  std::vector<std::size_t> least;
+  for (const auto& layer : layers) {
+    const auto size = static_cast<std::size_t>(layer.weight->value.size());
+    std::size_t frozen = 0;
+    for (std::size_t i = 0; i < size && frozen_below > 0; ++i) frozen += layer.frozen(i, frozen_below) ? 1U : 0U;
+    const auto floor = static_cast<std::size_t>(std::ceil(layer.floor * static_cast<double>(size)));
+    least.push_back(layer.weight->levelled ? std::max(frozen, std::min(size, floor)) : size);
+  }
+  return least;
+}
+
+template <class Scalar>
+[[nodiscard]] Status check_least(const std::vector<PrunableLayer<Scalar>>& layers,
+                                 const std::vector<std::size_t>& least, const LevelBudget& budget, int level) {
+  double weights = 0;
+  double flops = 0;
+  double total_weights = 0;
+  double total_flops = 0;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto size = static_cast<double>(layers[l].weight->value.size());
+    const auto uses = static_cast<double>(layers[l].weight->uses);
+    weights += static_cast<double>(least[l]);
+    flops += static_cast<double>(least[l]) * uses;
+    total_weights += size;
+    total_flops += size * uses;
+  }
+  if (weights <= budget.weights * total_weights && flops <= budget.flops * total_flops) return success();
+  return Error("budget of level " + std::to_string(level),
+               "at least " + strata::detail::share_text(weights / total_weights) + " of the weights and " +
+                   strata::detail::share_text(total_flops > 0 ? flops / total_flops : 0) +
+                   " of the FLOPs, which floors, frozen weights and unpruned layers need",
+               strata::detail::share_text(budget.weights) + " and " + strata::detail::share_text(budget.flops));
+}
+
+/// How many of each layer's ranked weights to keep within `budget`. Precondition: `least` is within it.
+template <class Scalar>
+[[nodiscard]] std::vector<std::size_t> choose_counts(const std::vector<PrunableLayer<Scalar>>& layers,
+                                                     const LevelBudget& budget, const Ranking& ranking,
+                                                     const std::vector<std::size_t>& least) {
+  double total_weights = 0;
+  double total_flops = 0;
+  double least_weights = 0;
+  double least_flops = 0;
+  double most_uses = 1;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto size = static_cast<double>(layers[l].weight->value.size());
+    const auto uses = static_cast<double>(layers[l].weight->uses);
+    total_weights += size;
+    total_flops += size * uses;
+    least_weights += static_cast<double>(least[l]);
+    least_flops += static_cast<double>(least[l]) * uses;
+    most_uses = std::max(most_uses, uses);
+  }
+  const double flop_bound = budget.flops * total_flops;
+  const auto room = static_cast<std::size_t>(budget.weights * total_weights - least_weights);
+  const auto take = [&](double price) {
+    std::vector<Candidate> candidates;
+    for (std::size_t l = 0; l < layers.size(); ++l)
+      for (std::size_t i = least[l]; i < ranking[l].size(); ++i)
+        candidates.push_back({layers[l].magnitude(ranking[l][i]) / layers[l].scale -
+                                  price * static_cast<double>(layers[l].weight->uses) / most_uses,
+                              static_cast<std::uint32_t>(l), static_cast<std::uint32_t>(i)});
+    const std::size_t chosen = std::min(room, candidates.size());
+    const auto before = [](const Candidate& a, const Candidate& b) {
+      if (a.score != b.score) return a.score > b.score;
+      return a.layer != b.layer ? a.layer < b.layer : a.weight < b.weight;
+    };
+    std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(chosen), candidates.end(),
+                     before);
+    std::vector<std::size_t> counts = least;
+    double flops = least_flops;
+    for (std::size_t c = 0; c < chosen; ++c) {
+      ++counts[candidates[c].layer];
+      flops += static_cast<double>(layers[candidates[c].layer].weight->uses);
+    }
+    return std::pair(counts, flops);
+  };
+  auto [counts, flops] = take(0);
+  if (flops <= flop_bound) return counts;
+  double low = 0;
+  double high = 1;
+  while (take(high).second > flop_bound && high < 1e6) high *= 2;
+  for (int i = 0; i < 30; ++i) {
+    const double middle = (low + high) / 2;
+    (take(middle).second > flop_bound ? low : high) = middle;
+  }
+  std::tie(counts, flops) = take(high);
+  // Even the cheapest layers may be too dear to use up the weight bound: drop the least of the dearest layer.
+  while (flops > flop_bound) {
+    std::size_t dearest = layers.size();
+    for (std::size_t l = 0; l < layers.size(); ++l)
+      if (counts[l] > least[l] && (dearest == layers.size() || layers[l].weight->uses > layers[dearest].weight->uses))
+        dearest = l;
+    --counts[dearest];
+    flops -= static_cast<double>(layers[dearest].weight->uses);
+  }
+  return counts;
+}
+
+template <class Scalar>
+void clear_absent(Parameter<Scalar>& weight) {
+  for (std::size_t i = 0; i < weight.strata.size(); ++i)
+    if (weight.strata[i] == StratumMap::absent) weight.value[static_cast<index_t>(i)] = 0;
+}
+
+}  // namespace detail
+
+/// Whether `allocate` can meet `budgets`: it depends on sizes, floors and uses only. Errors: bad budgets, floors or
+/// unprunable layers that alone exceed a level's budget (names the level).
+template <class Scalar>
+[[nodiscard]] Status check_allocation(const std::vector<PrunableLayer<Scalar>>& layers,
+                                      const std::vector<LevelBudget>& budgets) {
+  if (Status status = check_budgets(budgets); !status) return status;
+  const auto least = detail::least_counts(layers, 0);
+  for (std::size_t level = 0; level < budgets.size(); ++level)
+    if (Status status = detail::check_least(layers, least, budgets[level], static_cast<int>(level)); !status)
+      return status;
+  return success();
+}
+
 /// Chooses the strata of all layers: level by level from the fullest down, each level inside the one above it. A
 /// weight's score is |w| / scale - price * uses; the price is the least for which the FLOP bound holds when the weight
 /// bound is used up, found by bisection (a Lagrangian of the two bounds). Budgets are upper bounds on shares of all
 /// weights and FLOPs of `layers`; layers that are not levelled are kept whole and counted. Ties go to the earlier
-/// weight, so the result is the same everywhere. Errors: bad budgets, floors or unprunable layers that alone exceed a
-/// level's budget (names the level).
+/// weight, so the result is the same everywhere. Errors: those of `check_allocation`; then nothing is changed.
 template <class Scalar>
 [[nodiscard]] Status allocate(const std::vector<PrunableLayer<Scalar>>& layers,
                               const std::vector<LevelBudget>& budgets) {
-  if (Status status = check_budgets(budgets); !status) return status;
-  double total_weights = 0;
-  double total_flops = 0;
-  double most_uses = 1;
-  for (const auto& layer : layers) {
-    const auto size = static_cast<double>(layer.weight->value.size());
-    const auto uses = static_cast<double>(layer.weight->uses);
-    total_weights += size;
-    total_flops += size * uses;
-    most_uses = std::max(most_uses, uses);
-  }
-  // What each level may choose from: everything at first, then what the level above kept.
-  std::vector<std::vector<std::uint32_t>> available(layers.size());
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    available[l].resize(static_cast<std::size_t>(layers[l].weight->value.size()));
-    for (std::size_t i = 0; i < available[l].size(); ++i) available[l][i] = static_cast<std::uint32_t>(i);
-    const auto better = [&](std::uint32_t a, std::uint32_t b) {
-      const auto x = std::abs(layers[l].weight->value[static_cast<index_t>(a)]);
-      const auto y = std::abs(layers[l].weight->value[static_cast<index_t>(b)]);
-      return x != y ? x > y : a < b;
-    };
-    std::sort(available[l].begin(), available[l].end(), better);
-  }
-  std::vector<std::vector<std::uint8_t>> strata(layers.size());
-  for (std::size_t l = 0; l < layers.size(); ++l) strata[l].assign(available[l].size(), StratumMap::absent);
-
+  if (Status status = check_allocation(layers, budgets); !status) return status;
+  const auto least = detail::least_counts(layers, 0);
+  detail::Ranking ranking = detail::ranking_of(layers, 0);
+  std::vector<std::vector<std::uint8_t>> strata;
+  for (const auto& layer : layers)
+    strata.emplace_back(static_cast<std::size_t>(layer.weight->value.size()), StratumMap::absent);
   for (auto level = static_cast<int>(budgets.size()) - 1; level >= 0; --level) {
-    const LevelBudget& budget = budgets[static_cast<std::size_t>(level)];
-    const double weight_bound = budget.weights * total_weights;
-    const double flop_bound = budget.flops * total_flops;
-    std::vector<std::size_t> least(layers.size());
-    double least_weights = 0;
-    double least_flops = 0;
+    const auto counts = detail::choose_counts(layers, budgets[static_cast<std::size_t>(level)], ranking, least);
     for (std::size_t l = 0; l < layers.size(); ++l) {
-      const auto size = static_cast<double>(layers[l].weight->value.size());
-      least[l] = layers[l].weight->levelled
-                     ? std::min(available[l].size(), static_cast<std::size_t>(std::ceil(layers[l].floor * size)))
-                     : available[l].size();
-      least_weights += static_cast<double>(least[l]);
-      least_flops += static_cast<double>(least[l]) * static_cast<double>(layers[l].weight->uses);
-    }
-    if (least_weights > weight_bound || least_flops > flop_bound)
-      return Error("budget of level " + std::to_string(level),
-                   "at least " + std::to_string(least_weights / total_weights) + " of the weights and " +
-                       std::to_string(total_flops > 0 ? least_flops / total_flops : 0) +
-                       " of the FLOPs, which floors and unpruned layers need",
-                   std::to_string(budget.weights) + " and " + std::to_string(budget.flops));
-    // Available weights are sorted by magnitude, so what a layer keeps is a count.
-    const auto take = [&](double price) {
-      std::vector<detail::Candidate> candidates;
-      for (std::size_t l = 0; l < layers.size(); ++l)
-        for (std::size_t i = least[l]; i < available[l].size(); ++i) {
-          const auto magnitude =
-              static_cast<double>(std::abs(layers[l].weight->value[static_cast<index_t>(available[l][i])]));
-          candidates.push_back(
-              {magnitude / layers[l].scale - price * static_cast<double>(layers[l].weight->uses) / most_uses,
-               static_cast<std::uint32_t>(l), static_cast<std::uint32_t>(i)});
-        }
-      const auto room = static_cast<std::size_t>(weight_bound - least_weights);
-      const std::size_t chosen = std::min(room, candidates.size());
-      const auto before = [](const detail::Candidate& a, const detail::Candidate& b) {
-        if (a.score != b.score) return a.score > b.score;
-        return a.layer != b.layer ? a.layer < b.layer : a.weight < b.weight;
-      };
-      std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(chosen), candidates.end(),
-                       before);
-      std::vector<std::size_t> counts = least;
-      double flops = least_flops;
-      for (std::size_t c = 0; c < chosen; ++c) {
-        ++counts[candidates[c].layer];
-        flops += static_cast<double>(layers[candidates[c].layer].weight->uses);
-      }
-      return std::pair(counts, flops);
-    };
-    auto [counts, flops] = take(0);
-    if (flops > flop_bound) {
-      double low = 0;
-      double high = 1;
-      while (take(high).second > flop_bound && high < 1e6) high *= 2;
-      for (int i = 0; i < 40; ++i) {
-        const double middle = (low + high) / 2;
-        (take(middle).second > flop_bound ? low : high) = middle;
-      }
-      std::tie(counts, flops) = take(high);
-      // Even the cheapest layers may be too dear to use up the weight bound: drop the least of the dearest layer.
-      while (flops > flop_bound) {
-        std::size_t dearest = layers.size();
-        for (std::size_t l = 0; l < layers.size(); ++l)
-          if (counts[l] > least[l] &&
-              (dearest == layers.size() || layers[l].weight->uses > layers[dearest].weight->uses))
-            dearest = l;
-        --counts[dearest];
-        flops -= static_cast<double>(layers[dearest].weight->uses);
-      }
-    }
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-      available[l].resize(counts[l]);
-      for (const std::uint32_t i : available[l]) strata[l][i] = static_cast<std::uint8_t>(level);
+      ranking[l].resize(counts[l]);
+      for (const std::uint32_t i : ranking[l]) strata[l][i] = static_cast<std::uint8_t>(level);
     }
   }
   for (std::size_t l = 0; l < layers.size(); ++l) {
     layers[l].weight->strata = std::move(strata[l]);
-    for (std::size_t i = 0; i < layers[l].weight->strata.size(); ++i)
-      if (layers[l].weight->strata[i] == StratumMap::absent) layers[l].weight->value[static_cast<index_t>(i)] = 0;
+    detail::clear_absent(*layers[l].weight);
   }
   return success();
+}
+
+/// The weights that level `level` would keep around the strata below it, which stay (the step upwards of the bottom-up
+/// arm; same scores and bounds as `allocate`). Per layer: true for kept weights. Errors: as `allocate`, and frozen
+/// weights that alone exceed the budget.
+template <class Scalar>
+[[nodiscard]] Result<std::vector<std::vector<bool>>> choose_level(const std::vector<PrunableLayer<Scalar>>& layers,
+                                                                  const LevelBudget& budget, int level) {
+  if (Status status = check_budgets({&budget, 1}); !status) return status.error();
+  const auto least = detail::least_counts(layers, level);
+  if (Status status = detail::check_least(layers, least, budget, level); !status) return status.error();
+  const detail::Ranking ranking = detail::ranking_of(layers, level);
+  const auto counts = detail::choose_counts(layers, budget, ranking, least);
+  std::vector<std::vector<bool>> kept;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    kept.emplace_back(ranking[l].size());
+    for (std::size_t i = 0; i < counts[l]; ++i) kept[l][ranking[l][i]] = true;
+  }
+  return kept;
 }
 
 }  // namespace strata::train

@@ -12,16 +12,18 @@
 
 namespace strata::train {
 
-/// Which weights of a levelled parameter a step may change.
+/// Which weights a step may change.
 struct Trainable {
-  int frozen_below = 0;  ///< weights of strata below this one stay as they are, bit for bit
+  /// Everything that levels below this one use stays as it is, bit for bit: weights of lower strata, their levels'
+  /// normalisations, and what all levels share.
+  int frozen_below = 0;
 };
 
 namespace detail {
 
 template <class Scalar>
 [[nodiscard]] bool may_change(const Parameter<Scalar>& parameter, index_t i, const Trainable& trainable) {
-  if (parameter.strata.empty()) return true;
+  if (parameter.strata.empty()) return trainable.frozen_below == 0 || parameter.level >= trainable.frozen_below;
   const std::uint8_t stratum = parameter.strata[static_cast<std::size_t>(i)];
   return stratum != StratumMap::absent && stratum >= trainable.frozen_below;
 }
@@ -60,8 +62,13 @@ class Sgd {
     }
   }
 
-  /// The state that a checkpoint keeps, one array a parameter.
-  [[nodiscard]] std::vector<typename Parameter<Scalar>::Array>& state() noexcept { return velocity_; }
+  /// Calls `f(name, arrays)` for what a checkpoint keeps, one array a parameter.
+  template <class F>
+  void visit_state(F&& f) {
+    f("velocity", velocity_);
+  }
+  /// The number of steps taken, for a state that was restored.
+  void set_steps(std::int64_t /*steps*/) noexcept {}
 
  private:
   std::vector<Parameter<Scalar>*> parameters_;
@@ -110,6 +117,13 @@ class AdamW {
       }
     }
   }
+
+  template <class F>
+  void visit_state(F&& f) {
+    f("mean", mean_);
+    f("square", square_);
+  }
+  void set_steps(std::int64_t steps) noexcept { steps_ = steps; }
 
  private:
   std::vector<Parameter<Scalar>*> parameters_;

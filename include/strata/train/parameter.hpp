@@ -25,6 +25,7 @@ struct Parameter {
   std::vector<std::uint8_t> strata;  ///< empty: all weights in every level; else the stratum of each, or absent
   bool levelled = false;             ///< may be pruned
   bool decay = false;                ///< weight decay applies
+  int level = -1;                    ///< of a normalisation: the only level that uses it; -1: all levels do
   index_t uses = 0;                  ///< multiply-adds per weight and sample, as the last forward pass saw it
 
   Parameter() = default;
@@ -35,10 +36,10 @@ struct Parameter {
     gradient = Array::Zero(size);
   }
 
-  [[nodiscard]] bool contains(index_t i, Level level) const noexcept {
+  [[nodiscard]] bool contains(index_t i, Level at) const noexcept {
     if (strata.empty()) return true;
     const std::uint8_t stratum = strata[static_cast<std::size_t>(i)];
-    return stratum != StratumMap::absent && stratum <= level.index;
+    return stratum != StratumMap::absent && stratum <= at.index;
   }
 };
 

@@ -66,6 +66,8 @@ class WeightedLayer {
     for (std::size_t level = 0; level < norms_.size(); ++level) {
       norms_[level].gamma.name = norm_name + ".weight." + std::to_string(level);
       norms_[level].beta.name = norm_name + ".bias." + std::to_string(level);
+      // A normalisation that all levels share belongs to none.
+      norms_[level].gamma.level = norms_[level].beta.level = norms_.size() == 1 ? -1 : static_cast<int>(level);
       f(norms_[level].gamma);
       f(norms_[level].beta);
     }

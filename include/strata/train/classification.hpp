@@ -1,0 +1,110 @@
+// The task of telling pictures' classes apart: batches, loss and accuracy over a `Dataset`. What `fit` asks of a task
+// is what this class has; networks with other inputs bring their own.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
+#include <strata/train/data.hpp>
+#include <strata/train/loss.hpp>
+#include <strata/train/tape.hpp>
+#include <strata/train/training.hpp>
+
+namespace strata::train {
+
+/// How pictures are varied in training, and the target's smoothing.
+struct ClassificationOptions {
+  index_t shift = 0;     ///< pixels, at most, in every direction
+  bool flip = false;     ///< left and right, half the time
+  double smoothing = 0;  ///< of labels, in [0, 1)
+};
+
+/// A task of `fit`: `size`, `fingerprint`, `load`, `run`, `loss`.
+template <class Scalar_>
+class Classification {
+ public:
+  using Scalar = Scalar_;
+
+  /// `data` has to outlive the task. Raises: what `Dataset::check` finds.
+  explicit Classification(const Dataset& data, const ClassificationOptions& options = {})
+      : data_(data), options_(options) {
+    (void)data.check().value();
+  }
+
+  /// Training samples.
+  [[nodiscard]] index_t size() const noexcept { return data_.size(); }
+  /// Tells runs on other data or with other options apart.
+  [[nodiscard]] std::string fingerprint() const {
+    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
+    for (const std::uint8_t byte : data_.pixels) hash = (hash ^ byte) * 1099511628211U;
+    for (const std::uint8_t byte : data_.labels) hash = (hash ^ byte) * 1099511628211U;
+    return std::to_string(data_.size()) + " pictures, " + std::to_string(hash) + ", shift " +
+           std::to_string(options_.shift) + ", flip " + std::to_string(options_.flip) + ", smoothing " +
+           std::to_string(options_.smoothing);
+  }
+
+  /// Makes samples `indices` the current batch; variations follow from `seed` alone.
+  void load(std::span<const std::uint32_t> indices, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_, &random, options_.shift,
+                options_.flip);
+  }
+  /// As `load`, without variations.
+  void load_plain(std::span<const std::uint32_t> indices) {
+    data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_);
+  }
+
+  /// The network's logits for the current batch.
+  template <class Network>
+  [[nodiscard]] Tensor<Scalar> run(const Network& network, Context<Scalar>& context) const {
+    return network(context, input_tensor(context, pictures_.data(), static_cast<index_t>(labels_.size()), data_.shape));
+  }
+
+  /// `weight` times the loss of the current batch; adds its derivative to the logits' gradient. With a teacher, whose
+  /// logits these are, `share` of the loss is distillation.
+  double loss(const Tensor<Scalar>& logits, std::span<const Scalar> teacher, double share, double temperature,
+              double weight) const {
+    if (teacher.empty()) return cross_entropy(logits, labels_, options_.smoothing, weight);
+    double sum = 0;
+    if (share < 1) sum += cross_entropy(logits, labels_, options_.smoothing, weight * (1 - share));
+    if (share > 0) sum += distillation(logits, teacher, temperature, weight * share);
+    return sum;
+  }
+
+  [[nodiscard]] index_t correct(const Tensor<Scalar>& logits) const { return count_correct(logits, labels_); }
+
+ private:
+  const Dataset& data_;
+  ClassificationOptions options_;
+  std::vector<float> pictures_;
+  std::vector<std::uint8_t> labels_;
+};
+
+/// Share of `data` that `network`, of the training family, classifies correctly at `level` with its stored statistics.
+template <class Network, class Scalar>
+[[nodiscard]] double accuracy(const Network& network, Context<Scalar>& context, const Dataset& data, Level level,
+                              index_t batch = 250) {
+  Classification<Scalar> task(data);
+  const bool training = std::exchange(context.training, false);
+  std::vector<std::uint32_t> indices;
+  index_t correct = 0;
+  for (index_t first = 0; first < data.size(); first += batch) {
+    indices.clear();
+    for (index_t i = first; i < std::min(first + batch, data.size()); ++i)
+      indices.push_back(static_cast<std::uint32_t>(i));
+    task.load_plain(indices);
+    context.begin(level);
+    correct += task.correct(task.run(network, context));
+  }
+  context.training = training;
+  return static_cast<double>(correct) / static_cast<double>(data.size());
+}
+
+}  // namespace strata::train
