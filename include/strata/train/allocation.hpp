@@ -15,6 +15,7 @@
 #include <strata/core/types.hpp>
 #include <strata/sparse/budget.hpp>
 #include <strata/train/parameter.hpp>
+#include <strata/train/training.hpp>
 
 namespace strata::train {
 
@@ -246,6 +247,20 @@ template <class Scalar>
     for (std::size_t i = 0; i < counts[l]; ++i) kept[l][ranking[l][i]] = true;
   }
   return kept;
+}
+
+/// The weight matrices of `network`, of the training family, as budgets count them. Precondition: a forward pass has
+/// noted how often each weight is used.
+template <class Scalar, class Network>
+[[nodiscard]] std::vector<LayerCount> count_layers(Network& network, int levels) {
+  std::vector<LayerCount> counts;
+  for (const auto* parameter : parameters<Scalar>(network)) {
+    if (parameter->shape.size() < 2) continue;
+    const index_t rows = parameter->shape.front();
+    counts.push_back(count_layer(parameter->name, rows, parameter->value.size() / rows, parameter->uses, levels,
+                                 parameter->strata, parameter->levelled));
+  }
+  return counts;
 }
 
 }  // namespace strata::train

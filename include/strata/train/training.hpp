@@ -272,6 +272,15 @@ template <class Scalar, class Network>
   return result;
 }
 
+/// Draws the weights of all layers anew, each from numbers of its own that follow from `seed`.
+template <class Network>
+void initialise(Network& network, std::uint64_t seed) {
+  std::uint64_t layer_seed = seed * 0x9E3779B97F4A7C15U;
+  for_each_layer(network, [&](const std::string&, const std::string&, auto& layer) {
+    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.initialise(++layer_seed);
+  });
+}
+
 /// Makes every layer ready for levels 0 .. levels-1.
 template <class Network>
 void set_levels(Network& network, int levels) {
