@@ -206,16 +206,18 @@ void run(const Options& options) {
   }
 
   examples::Table table({"model", "accuracy", "weights", "FLOPs", "KiB", "us/picture", "speed-up"});
-  examples::Plot plot{"Fashion-MNIST: one set of weights, nested levels",
-                      "latency, microseconds a picture (batch 1)",
-                      "accuracy, %",
-                      {{"", {}, true}}};
+  examples::Plot plot;
+  plot.title = "Fashion-MNIST: one set of weights, nested levels";
+  plot.x_label = "latency, microseconds a picture (batch 1, one thread)";
+  plot.y_label = "accuracy, %";
+  plot.x_logarithmic = true;
+  plot.series.resize(1);
   nlohmann::json json = {{"levels", nlohmann::json::array()}};
   for (const Row& row : rows) {
-    table.add({row.name, examples::percent(row.accuracy), examples::percent(row.weights), examples::percent(row.flops),
-               examples::fixed(row.bytes / 1024, 0), examples::fixed(row.latency * 1e6, 1),
-               examples::fixed(rows.front().latency / row.latency, 2) + "x"});
-    plot.series.front().points.push_back({row.latency * 1e6, 100 * row.accuracy, row.name});
+    table.add({row.name, examples::percent(row.accuracy, 2), examples::percent(row.weights, 2),
+               examples::percent(row.flops, 2), examples::fixed(row.bytes / 1024, 0),
+               examples::fixed(row.latency * 1e6, 1), examples::fixed(rows.front().latency / row.latency, 2) + "x"});
+    plot.series.front().points.push_back({row.latency * 1e6, 100 * row.accuracy, row.name, 0});
   }
   json["dense"] = json_of(rows.front());
   for (std::size_t r = rows.size() - 1; r > 0; --r) {

@@ -490,10 +490,10 @@ class Trainer {
 };
 
 struct FitOptions {
-  std::function<void(const Progress&)> progress;  ///< called after every step
-  std::string checkpoint;                         ///< file to save the run to; empty: none
-  double checkpoint_seconds = 30;                 ///< between two saves
-  bool resume = false;                            ///< go on from `checkpoint` if that file exists
+  std::function<void(const Progress&)> progress{};  ///< called after every step
+  std::string checkpoint{};                         ///< file to save the run to; empty: none
+  double checkpoint_seconds = 30;                   ///< between two saves
+  bool resume = false;                              ///< go on from `checkpoint` if that file exists
 };
 
 /// What a run gave.

@@ -1,0 +1,267 @@
+// Recipes carried out: nesting and budgets at every moment, frozen levels, and runs that stop and go on.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <strata/runtime/thread_pool.hpp>
+#include <strata/train/classification.hpp>
+#include <strata/train/fit.hpp>
+
+#include "support/catch.hpp"
+#include "support/small_net.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+namespace train = strata::train;
+using Net = test::SmallNet<train::Training<float>>;
+using Task = train::Classification<float>;
+using Trainer = train::Trainer<Net, Task>;
+
+/// Five classes: stripes of different widths and contrasts, with noise.
+train::Dataset stripes(index_t count) {
+  std::mt19937 random(11);
+  train::Dataset data{{1, 9, 9}, 5, {}, {}, 0.5, 0.25};
+  for (index_t i = 0; i < count; ++i) {
+    const auto label = static_cast<index_t>(random() % 5);
+    data.labels.push_back(static_cast<std::uint8_t>(label));
+    for (index_t p = 0; p < 81; ++p) {
+      const int contrast = label == 4 ? 15 : 75;
+      const int noise = static_cast<int>(random() % 60) - 30;
+      data.pixels.push_back(
+          static_cast<std::uint8_t>(128 + noise + (p % 9 / (label + 1) % 2 == 0 ? contrast : -contrast)));
+    }
+  }
+  return data;
+}
+
+train::Recipe small_recipe(train::Arm arm) {
+  train::Recipe recipe;
+  recipe.levels = {{0.25, 0.25}, {0.5, 0.5}};
+  recipe.arm = arm;
+  recipe.batch = 32;
+  recipe.dense_epochs = 1;
+  recipe.prune_epochs = 1;
+  recipe.fixed_epochs = 1;
+  recipe.tune_epochs = 0.5;
+  recipe.floors = {{"fc.weight", 0.2}};
+  recipe.masks_per_epoch = 4;
+  recipe.recalibration_batches = 3;
+  return recipe;
+}
+
+/// Every bit of what a network learnt.
+std::vector<float> bits_of(Net& network) {
+  std::vector<float> bits;
+  for (const auto* parameter : train::parameters<float>(network)) {
+    bits.insert(bits.end(), parameter->value.begin(), parameter->value.end());
+    for (const std::uint8_t stratum : parameter->strata) bits.push_back(stratum);
+  }
+  for (auto& norm : network.conv.norms()) {
+    bits.insert(bits.end(), norm.running_mean.begin(), norm.running_mean.end());
+    bits.insert(bits.end(), norm.running_variance.begin(), norm.running_variance.end());
+  }
+  return bits;
+}
+
+std::string error_of(const train::Recipe& recipe) {
+  const train::Dataset data = stripes(64);
+  Task task(data);
+  Net network({.width = 24});
+  strata::SerialExecutor executor;
+  try {
+    Trainer trainer(network, task, recipe, executor);
+  } catch (const strata::Error& error) {
+    return error.where();
+  }
+  return "none";
+}
+
+}  // namespace
+
+TEST_CASE("both arms reach their budgets with nested levels that have learnt the task") {
+  const train::Dataset data = stripes(640);
+  for (const auto arm : {train::Arm::joint, train::Arm::freeze_and_grow}) {
+    Net network({.width = 24});
+    train::initialise(network, 3);
+    Task task(data);
+    strata::ThreadPool pool(2);
+    train::Recipe recipe = small_recipe(arm);
+    recipe.dense_epochs = recipe.prune_epochs = recipe.fixed_epochs = 6;
+    std::vector<train::Progress> seen;
+    train::FitOptions options;
+    options.progress = [&](const train::Progress& progress) { seen.push_back(progress); };
+    const auto report = train::fit(network, task, recipe, pool, options);
+    REQUIRE(report.levels == 2);
+    REQUIRE_FALSE(seen.empty());
+    CHECK(seen.back().step == seen.back().steps);
+    CHECK(std::abs(seen.back().seconds_left) < 1e-9);
+    const auto counts = train::count_layers<float>(network, 2);
+    CHECK(strata::check_within(counts, recipe.levels).ok());
+    for (const auto* parameter : train::parameters<float>(network))
+      for (std::size_t i = 0; i < parameter->strata.size(); ++i)
+        if (parameter->strata[i] == strata::StratumMap::absent) CHECK(parameter->value[static_cast<index_t>(i)] == 0);
+    train::Context<float> context(pool);
+    CHECK(train::accuracy(*report.dense, context, data, Level{0}) > 0.95);
+    CHECK(train::accuracy(network, context, data, Level{1}) > 0.9);
+    CHECK(train::accuracy(network, context, data, Level{0}) > 0.85);
+  }
+}
+
+TEST_CASE("three levels train together") {
+  const train::Dataset data = stripes(160);
+  Net network({.width = 24});
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.levels = {{0.25, 0.25}, {0.4, 0.4}, {0.6, 0.6}};
+  CHECK(train::fit(network, task, recipe, executor).levels == 3);
+  CHECK(strata::check_within(train::count_layers<float>(network, 3), recipe.levels).ok());
+}
+
+TEST_CASE("what lower levels use does not change by a bit while a higher level is made") {
+  const train::Dataset data = stripes(160);
+  for (const auto arm : {train::Arm::joint, train::Arm::freeze_and_grow}) {
+    Net network({.width = 24});
+    Task task(data);
+    strata::SerialExecutor executor;
+    train::Recipe recipe = small_recipe(arm);
+    recipe.recalibration_batches = 0;
+    Trainer trainer(network, task, recipe, executor);
+    const auto of_level_0 = [&] {
+      std::vector<float> bits;
+      for (const auto* parameter : train::parameters<float>(network))
+        for (index_t i = 0; i < parameter->value.size(); ++i)
+          if (parameter->level < 1 && parameter->contains(i, Level{0})) bits.push_back(parameter->value[i]);
+      const auto& norm = network.conv.norms().front();
+      bits.insert(bits.end(), norm.running_mean.begin(), norm.running_mean.end());
+      return bits;
+    };
+    const std::string last = arm == train::Arm::joint ? "tune top level" : "ADMM, level 1";
+    while (trainer.phase_name() != last) trainer.step();
+    const auto before = of_level_0();
+    const auto all_before = bits_of(network);
+    while (!trainer.done()) trainer.step();
+    CHECK(of_level_0() == before);
+    CHECK(bits_of(network) != all_before);
+  }
+}
+
+TEST_CASE("a run that was saved and restored ends with the same bits, from every step and with any threads") {
+  const train::Dataset data = stripes(160);
+  for (const auto arm : {train::Arm::joint, train::Arm::freeze_and_grow})
+    for (const bool adamw : {false, true}) {
+      train::Recipe recipe = small_recipe(arm);
+      recipe.adamw = adamw;
+      Task task(data, {.shift = 1, .flip = true});
+      strata::ThreadPool two(2);
+      strata::SerialExecutor one;
+      Net whole({.width = 24});
+      Trainer reference(whole, task, recipe, two);
+      std::vector<strata::Archive> saved;
+      while (!reference.done()) {
+        saved.push_back(reference.state());
+        reference.step();
+      }
+      saved.push_back(reference.state());
+      const auto expected = bits_of(whole);
+      const std::string path = "strata_fit_test_checkpoint.safetensors";
+      for (std::size_t step = 0; step < saved.size(); ++step) {
+        INFO("saved after step " << step << ", " << (adamw ? "AdamW" : "SGD"));
+        REQUIRE(strata::io::write_model(saved[step], path).ok());
+        const strata::Archive archive = strata::io::read_model(path).value();
+        Net network({.width = 24});
+        train::initialise(network, 77);
+        Trainer trainer(network, task, recipe, one);
+        REQUIRE(trainer.restore(archive).ok());
+        CHECK(trainer.steps_done() == static_cast<std::int64_t>(step));
+        while (!trainer.done()) trainer.step();
+        CHECK(bits_of(network) == expected);
+      }
+      std::remove(path.c_str());
+    }
+}
+
+TEST_CASE("fit saves a checkpoint and goes on from it") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  const train::Recipe recipe = small_recipe(train::Arm::joint);
+  const std::string path = "strata_fit_test_resume.safetensors";
+  std::remove(path.c_str());
+  Net whole({.width = 24});
+  train::fit(whole, task, recipe, executor);
+  Net stopped({.width = 24});
+  int steps = 0;
+  const auto stop = [&](const train::Progress&) {
+    if (++steps == 7) throw std::runtime_error("stopped");
+  };
+  train::FitOptions options;
+  options.progress = stop;
+  options.checkpoint = path;
+  options.checkpoint_seconds = 0;
+  options.resume = true;
+  CHECK_THROWS_AS(train::fit(stopped, task, recipe, executor, options), std::runtime_error);
+  options.progress = nullptr;
+  Net resumed({.width = 24});
+  train::fit(resumed, task, recipe, executor, options);
+  CHECK(bits_of(resumed) == bits_of(whole));
+  // Once more, from the end of the run.
+  Net again({.width = 24});
+  CHECK(train::fit(again, task, recipe, executor, options).levels == 2);
+  CHECK(bits_of(again) == bits_of(whole));
+  std::remove(path.c_str());
+}
+
+TEST_CASE("a checkpoint of another run is refused and changes nothing") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  Net network({.width = 24});
+  Trainer trainer(network, task, small_recipe(train::Arm::joint), executor);
+  for (int i = 0; i < 5; ++i) trainer.step();
+  const strata::Archive state = trainer.state();
+  train::Recipe other = small_recipe(train::Arm::joint);
+  other.seed = 2;
+  Net second({.width = 24});
+  Trainer different(second, task, other, executor);
+  const auto before = bits_of(second);
+  CHECK(different.restore(state).error().where() == "checkpoint");
+  strata::Archive broken;
+  broken.metadata() = state.metadata();
+  for (const auto& view : state.arrays())
+    if (view.name != "fc.bias") broken.add_view(view);
+  Net third({.width = 24});
+  train::initialise(third, 5);
+  Trainer damaged(third, task, small_recipe(train::Arm::joint), executor);
+  const auto third_before = bits_of(third);
+  CHECK(damaged.restore(broken).error().where() == "checkpoint fc.bias");
+  CHECK(bits_of(third) == third_before);
+  CHECK(damaged.steps_done() == 0);
+  CHECK(bits_of(second) == before);
+}
+
+TEST_CASE("recipes that cannot work are refused before any work") {
+  const train::Recipe good = small_recipe(train::Arm::joint);
+  CHECK(error_of(good) == "none");
+  const auto with = [&](auto change) {
+    train::Recipe recipe = good;
+    change(recipe);
+    return error_of(recipe);
+  };
+  CHECK(with([](auto& r) { r.batch = 0; }) == "recipe.batch");
+  CHECK(with([](auto& r) { r.dense_rate = NAN; }) == "recipe.dense_rate");
+  CHECK(with([](auto& r) { r.distillation = 1.5; }) == "recipe.distillation");
+  CHECK(with([](auto& r) { r.momentum = 1; }) == "recipe.momentum");
+  CHECK(with([](auto& r) { r.floors = {{"conv9.weight", 0.1}}; }) == "recipe.floors");
+  CHECK(with([](auto& r) { r.floor = 0.3; }) == "budget of level 0");
+  CHECK(with([](auto& r) { r.levels = {{0.5, 0.5}, {0.4, 0.6}}; }) == "budget of level 1");
+  CHECK(with([](auto& r) {
+          r.levels = {{0.3, 0.3}, {0.4, 0.4}, {0.5, 0.5}};
+          r.random_paths = 0;
+        }) == "recipe.random_paths");
+}
