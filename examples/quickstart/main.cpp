@@ -83,8 +83,11 @@ train::Recipe recipe_for(const Options& options) {
   recipe.dense_epochs = options.epochs;
   recipe.warm_up_epochs = options.epochs / 8;
   recipe.prune_epochs = options.epochs / 4;
-  recipe.fixed_epochs = options.epochs * 5 / 8;
+  recipe.fixed_epochs = options.epochs * 3 / 4;
   recipe.tune_epochs = options.epochs / 8;
+  recipe.decay = 1e-3;
+  recipe.distillation = 0.8;
+  recipe.temperature = 3;
   recipe.random_paths = recipe.levels.size() > 2 ? 1 : 0;
   // A layer that one ranking over all weights would starve: the first convolution, and the classifier.
   recipe.floor = 0.02;

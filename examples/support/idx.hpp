@@ -3,10 +3,13 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 #include <zlib.h>
 
@@ -22,11 +25,20 @@ inline strata::Result<std::vector<std::uint8_t>> read_idx_bytes(const std::strin
                                                                 std::vector<std::uint32_t>& numbers) {
   const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
   if (!file) return strata::Error(path, "a readable file", "none");
+  // An error of reading or unpacking; gzread tells of a gzip stream that is cut short here only.
+  const auto failure = [&] {
+    int code = Z_OK;
+    const std::string text = gzerror(file.get(), &code);
+    return code == Z_OK ? std::string() : text;
+  };
   std::uint64_t bytes = 1;
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     std::array<std::uint8_t, 4> raw{};
-    if (gzread(file.get(), raw.data(), 4) != 4)
-      return strata::Error(path, "a header of " + std::to_string(4 * numbers.size()) + " bytes", "the end of the file");
+    if (gzread(file.get(), raw.data(), 4) != 4) {
+      const std::string reason = failure();
+      return strata::Error(path, "a header of " + std::to_string(4 * numbers.size()) + " bytes",
+                           reason.empty() ? "the end of the file" : reason);
+    }
     numbers[i] = static_cast<std::uint32_t>(raw[0]) << 24U | static_cast<std::uint32_t>(raw[1]) << 16U |
                  static_cast<std::uint32_t>(raw[2]) << 8U | raw[3];
     if (i == 0 && numbers[0] != magic)
@@ -38,20 +50,22 @@ inline strata::Result<std::vector<std::uint8_t>> read_idx_bytes(const std::strin
   std::vector<std::uint8_t> chunk(1U << 20U);
   while (data.size() <= bytes) {
     const int got = gzread(file.get(), chunk.data(), static_cast<unsigned>(chunk.size()));
-    if (got < 0) return strata::Error(path, "intact gzip data", "damaged data");
+    if (got < 0) return strata::Error(path, "intact data", failure());
     if (got == 0) break;
     data.insert(data.end(), chunk.begin(), chunk.begin() + got);
   }
   if (data.size() != bytes)
     return strata::Error(path, std::to_string(bytes) + " bytes after the header",
                          data.size() > bytes ? "more" : std::to_string(data.size()) + " bytes");
+  if (const std::string reason = failure(); !reason.empty()) return strata::Error(path, "a whole gzip stream", reason);
   return data;
 }
 
 }  // namespace detail
 
-/// Pictures (count x 1 x rows x columns) and their labels. Errors: files missing, damaged or of another kind, counts
-/// that differ, labels of `classes` and more.
+/// Pictures (count x 1 x rows x columns) and their labels; mean and deviation stay 0 and 1. Errors: files missing,
+/// damaged, too long or of another kind, no pictures or empty ones, counts that differ, labels of `classes` and more.
+/// zlib passes over what follows a gzip stream and is none itself, so that is no error.
 [[nodiscard]] inline strata::Result<strata::train::Dataset> read_idx(const std::string& images,
                                                                      const std::string& labels,
                                                                      strata::index_t classes) {
@@ -62,6 +76,9 @@ inline strata::Result<std::vector<std::uint8_t>> read_idx_bytes(const std::strin
   if (!pixels) return pixels.error();
   data.shape = {1, static_cast<strata::index_t>(header[2]), static_cast<strata::index_t>(header[3])};
   const std::uint32_t count = header[1];
+  if (header[2] == 0 || header[3] == 0)
+    return strata::Error(images, "at least one row and column",
+                         std::to_string(header[2]) + " x " + std::to_string(header[3]));
   header.resize(2);
   auto classes_of = detail::read_idx_bytes(labels, 0x801, header);
   if (!classes_of) return classes_of.error();
@@ -69,26 +86,32 @@ inline strata::Result<std::vector<std::uint8_t>> read_idx_bytes(const std::strin
     return strata::Error(labels, std::to_string(count) + " labels, one a picture", std::to_string(header[1]));
   data.pixels = std::move(pixels).value();
   data.labels = std::move(classes_of).value();
-  if (strata::Status status = data.check(); !status) return status.error().within(images);
+  if (strata::Status status = data.check(); !status)  // none at all, or a label that is no class
+    return status.error().within(data.labels.empty() ? images : labels);
   return data;
 }
 
+/// Pictures to learn from and pictures to judge by.
 struct Split {
   strata::train::Dataset train, test;
 };
 
-/// The four files of MNIST's layout in `directory`; mean and deviation of both are those of the training pictures.
-/// Errors: as `read_idx`, and pictures of two sizes.
+/// The four files of MNIST's layout in `directory`: train-images-idx3-ubyte, train-labels-idx1-ubyte and the same with
+/// t10k, each with .gz or without and with '.' or '-' before idx. Mean and deviation of both parts are those of the
+/// training pictures. Errors: as `read_idx`, a file that has none of its names, and pictures of two sizes.
 [[nodiscard]] inline strata::Result<Split> read_mnist_directory(const std::string& directory,
                                                                 strata::index_t classes = 10) {
   const auto find = [&](const std::string& stem, const std::string& kind) -> strata::Result<std::string> {
+    std::string tried;
     for (const char* separator : {"-", "."})
       for (const char* ending : {".gz", ""}) {
-        std::string path = directory + "/" + stem + separator + kind + ending;
+        const std::string name = stem + separator + kind + ending;
+        const std::string path = (std::filesystem::path(directory) / name).string();
         std::error_code ignored;
         if (std::filesystem::is_regular_file(path, ignored)) return path;
+        tried += (tried.empty() ? "" : ", ") + name;
       }
-    return strata::Error(directory, stem + "-" + kind + " or " + stem + "-" + kind + ".gz", "neither");
+    return strata::Error(directory, "one of the files " + tried, "none of them");
   };
   Split split;
   for (auto [part, stem] : {std::pair(&split.train, "train"), std::pair(&split.test, "t10k")}) {
@@ -100,7 +123,12 @@ struct Split {
     if (!data) return data.error();
     *part = std::move(data).value();
   }
-  if (split.train.shape != split.test.shape) return strata::Error(directory, "pictures of one size", "of two");
+  if (split.train.shape != split.test.shape) {
+    const auto size = [](const strata::Shape& shape) {
+      return std::to_string(shape.height) + " x " + std::to_string(shape.width);
+    };
+    return strata::Error(directory, "test pictures of " + size(split.train.shape), size(split.test.shape));
+  }
   split.train.normalise();
   split.test.mean = split.train.mean;
   split.test.deviation = split.train.deviation;
