@@ -265,3 +265,45 @@ TEST_CASE("recipes that cannot work are refused before any work") {
           r.random_paths = 0;
         }) == "recipe.random_paths");
 }
+
+TEST_CASE("in a saved model level 0 lies inside level 1, places and values, bit for bit") {
+  const train::Dataset data = stripes(160);
+  Net network({.width = 24});
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::fit(network, task, small_recipe(train::Arm::joint), executor);
+  const std::string path = "strata_fit_test_model.safetensors";
+  const std::string prefix = "strata_fit_test_prefix.safetensors";
+  strata::save(network, 2, path);
+  REQUIRE(strata::io::write_truncated(path, Level{0}, prefix).ok());
+  const auto whole = strata::load<test::SmallNet>(path);
+  const auto small = strata::load<test::SmallNet>(prefix);
+  const auto dense_of = [](const auto& csr, int level) {
+    std::vector<float> dense(static_cast<std::size_t>(csr.rows() * csr.columns()));
+    for (int s = 0; s <= level; ++s) {
+      const auto& stratum = csr.stratum(s);
+      std::size_t at = 0;
+      for (index_t block = 0; block < csr.blocks(); ++block)
+        for (index_t row = 0; row < csr.rows(); ++row) {
+          const auto count = stratum.lengths[static_cast<std::size_t>(block * csr.rows() + row)];
+          for (index_t i = 0; i < static_cast<index_t>(count); ++i, ++at)
+            dense[static_cast<std::size_t>(row * csr.columns() + block * csr.block_columns() + stratum.indices[at])] =
+                stratum.values[at];
+        }
+    }
+    return dense;
+  };
+  const auto compare = [&](const auto& stored, const auto& of_prefix, const train::Parameter<float>& trained) {
+    const auto level_0 = dense_of(stored, 0);
+    const auto level_1 = dense_of(stored, 1);
+    CHECK(dense_of(of_prefix, 0) == level_0);
+    for (std::size_t i = 0; i < level_0.size(); ++i) {
+      if (level_0[i] != 0) CHECK(level_0[i] == level_1[i]);
+      CHECK(level_1[i] == trained.value[static_cast<index_t>(i)]);
+    }
+  };
+  compare(whole.network().conv.weights().sparse(), small.network().conv.weights().sparse(), network.conv.weight());
+  compare(whole.network().fc.weights().sparse(), small.network().fc.weights().sparse(), network.fc.weight());
+  std::remove(path.c_str());
+  std::remove(prefix.c_str());
+}

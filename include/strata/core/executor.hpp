@@ -12,7 +12,7 @@ namespace strata {
 /// A non-owning reference to a callable `void(index_t task)`; lives as long as the callable it was made from.
 class TaskRef {
  public:
-  template <class F>
+  template <class F>  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): the constraint keeps copies out
   requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>) TaskRef(F&& function)
   noexcept  // NOLINT(google-explicit-constructor): call sites pass lambdas
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(function)))),

@@ -103,14 +103,14 @@ class LeveledCsr {
   /// not add up, columns outside their block, not ascending, or already in a lower stratum are errors.
   [[nodiscard]] static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
                                                       std::span<const Arrays> arrays,
-                                                      std::shared_ptr<const void> owner = nullptr) {
+                                                      const std::shared_ptr<const void>& owner = nullptr) {
     if (Status status = check_shape(rows, columns, block_columns); !status) return status.error();
     if (arrays.empty() || arrays.size() > StratumMap::max_levels)
       return Error("level-sorted CSR", "1 to 255 strata", std::to_string(arrays.size()));
     LeveledCsr matrix(rows, columns, block_columns);
     if (Status status = matrix.adopt(arrays); !status) return status.error();
     if (Status status = matrix.check_columns(); !status) return status.error();
-    matrix.owner_ = std::move(owner);
+    matrix.owner_ = owner;
     return matrix;
   }
 

@@ -32,8 +32,10 @@ struct Schedule {
         const double share = length < 1 ? 1 : static_cast<double>(done) / static_cast<double>(length);
         return last_rate + (rate - last_rate) * (1 + std::cos(std::numbers::pi * share)) / 2;
       }
-      case Shape::step:
-        return rate * std::pow(factor, static_cast<double>(done / (step_size < 1 ? 1 : step_size)));
+      case Shape::step: {
+        const std::int64_t drops = done / (step_size < 1 ? 1 : step_size);
+        return rate * std::pow(factor, static_cast<double>(drops));
+      }
     }
     return rate;
   }

@@ -1,0 +1,248 @@
+// Pictures in memory: what a dataset refuses, normalisation, slices, batches with shifts and flips, and the order of an
+// epoch.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <strata/train/data.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Shape;
+using strata::train::Dataset;
+
+/// `count` pictures in which no byte but zero comes twice, as far as bytes reach, and labels in turn.
+Dataset pictures(index_t count, Shape shape, index_t classes) {
+  Dataset data;
+  data.shape = shape;
+  data.classes = classes;
+  for (index_t i = 0; i < count * shape.size(); ++i) data.pixels.push_back(static_cast<std::uint8_t>(1 + i % 255));
+  for (index_t i = 0; i < count; ++i) data.labels.push_back(static_cast<std::uint8_t>(i % classes));
+  return data;
+}
+
+/// The picture `index` moved down by `dy` and right by `dx`, after mirroring if `mirrored`; black comes in.
+std::vector<float> moved(const Dataset& data, index_t index, index_t dy, index_t dx, bool mirrored) {
+  const Shape s = data.shape;
+  std::vector<float> result;
+  for (index_t c = 0; c < s.channels; ++c)
+    for (index_t y = 0; y < s.height; ++y)
+      for (index_t x = 0; x < s.width; ++x) {
+        const index_t sy = y - dy;
+        const index_t sx = mirrored ? s.width - 1 - (x - dx) : x - dx;
+        const bool inside = sy >= 0 && sy < s.height && x - dx >= 0 && x - dx < s.width;
+        const int pixel =
+            inside ? data.pixels[static_cast<std::size_t>(((index * s.channels + c) * s.height + sy) * s.width + sx)]
+                   : 0;
+        result.push_back(static_cast<float>((pixel / 255.0 - data.mean) / data.deviation));
+      }
+  return result;
+}
+
+bool close(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (!(std::abs(a[i] - b[i]) < 1e-5F)) return false;
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("a dataset is checked for pictures, pixels and labels that fit together") {
+  const Dataset good = pictures(5, {3, 4, 2}, 3);
+  CHECK(good.size() == 5);
+  CHECK(good.check().ok());
+  CHECK(Dataset().check().error().found() == "none");
+  Dataset data = good;
+  data.pixels.pop_back();
+  CHECK(data.check().error().expected() == "120 pixels");
+  CHECK(data.check().error().found() == "119");
+  data = good;
+  data.pixels.resize(121);
+  CHECK_FALSE(data.check().ok());
+  data = good;
+  data.labels[4] = 2;
+  CHECK(data.check().ok());
+  data.labels[4] = 3;
+  CHECK(data.check().error().expected() == "labels below 3");
+  CHECK(data.check().error().found() == "3");
+  data = good;
+  data.classes = 0;
+  CHECK_FALSE(data.check().ok());
+  data.classes = 256;
+  data.labels[0] = 255;
+  CHECK(data.check().ok());
+}
+
+TEST_CASE("normalised pixels have mean zero and deviation one") {
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{1, 7, 9}, Shape{3, 8, 5}})
+    for (const index_t count : {2, 9}) {
+      INFO(count << " pictures of " << shape.channels << " x " << shape.height << " x " << shape.width);
+      Dataset data = pictures(count, shape, 2);
+      data.normalise();
+      std::vector<std::uint32_t> all(static_cast<std::size_t>(count));
+      std::iota(all.begin(), all.end(), 0U);
+      std::vector<float> batch;
+      std::vector<std::uint8_t> labels;
+      data.batch(all.data(), count, batch, labels);
+      double sum = 0;
+      double squares = 0;
+      for (const float value : batch) {
+        sum += static_cast<double>(value);
+        squares += static_cast<double>(value) * static_cast<double>(value);
+      }
+      const auto n = static_cast<double>(batch.size());
+      CHECK(std::abs(sum / n) < 1e-5);
+      CHECK(std::abs(squares / n - 1) < 1e-4);
+    }
+}
+
+TEST_CASE("normalising pictures of one colour keeps every number finite") {
+  for (const int colour : {0, 7, 255}) {
+    INFO("colour " << colour);
+    Dataset data = pictures(3, {1, 4, 4}, 1);
+    std::fill(data.pixels.begin(), data.pixels.end(), static_cast<std::uint8_t>(colour));
+    data.normalise();
+    CHECK(std::abs(data.mean - colour / 255.0) < 1e-12);
+    CHECK(data.deviation > 0);
+    const std::uint32_t index = 1;
+    std::vector<float> batch;
+    std::vector<std::uint8_t> labels;
+    data.batch(&index, 1, batch, labels);
+    for (const float value : batch) CHECK(std::abs(value) < 1e-3F);
+  }
+}
+
+TEST_CASE("a slice holds its pictures, labels and the normalisation of the whole") {
+  Dataset data = pictures(10, {2, 3, 4}, 4);
+  data.normalise();
+  for (const auto& [first, last] : {std::pair<index_t, index_t>{0, 10}, {0, 1}, {3, 7}, {9, 10}, {4, 4}, {10, 10}}) {
+    INFO("pictures " << first << " to " << last);
+    const Dataset part = data.slice(first, last);
+    REQUIRE(part.size() == last - first);
+    CHECK(part.check().ok() == (last > first));
+    CHECK(part.shape == data.shape);
+    CHECK(part.classes == 4);
+    CHECK(part.mean == data.mean);
+    CHECK(part.deviation == data.deviation);
+    for (index_t i = 0; i < part.size(); ++i) {
+      CHECK(part.labels[static_cast<std::size_t>(i)] == data.labels[static_cast<std::size_t>(first + i)]);
+      CHECK(moved(part, i, 0, 0, false) == moved(data, first + i, 0, 0, false));
+    }
+  }
+}
+
+TEST_CASE("a batch holds the pictures and labels asked for, in that order and as often") {
+  Dataset data = pictures(7, {3, 4, 5}, 5);
+  data.mean = 0.25;
+  data.deviation = 0.5;
+  std::vector<float> batch(3, -1.0F);  // of another size before
+  std::vector<std::uint8_t> labels(100);
+  for (const std::vector<std::uint32_t>& indices :
+       {std::vector<std::uint32_t>{}, {0}, {6}, {3, 3, 1}, {6, 5, 4, 3, 2, 1, 0, 0}}) {
+    INFO(indices.size() << " pictures");
+    // Shift and flip are for random batches only.
+    data.batch(indices.data(), static_cast<index_t>(indices.size()), batch, labels, nullptr, 2, true);
+    REQUIRE(labels.size() == indices.size());
+    std::vector<float> expected;
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      CHECK(labels[i] == data.labels[indices[i]]);
+      const auto picture = moved(data, indices[i], 0, 0, false);
+      expected.insert(expected.end(), picture.begin(), picture.end());
+    }
+    CHECK(close(batch, expected));
+  }
+}
+
+TEST_CASE("random batches are shifts and flips of their pictures, and all of those occur") {
+  for (const Shape& shape : {Shape{1, 5, 6}, Shape{3, 4, 4}, Shape{1, 7, 1}, Shape{2, 2, 3}})
+    for (const index_t shift : {0, 1, 3})
+      for (const bool flip : {false, true}) {
+        INFO(shape.channels << " x " << shape.height << " x " << shape.width << " shift " << shift << " flip " << flip);
+        Dataset data = pictures(4, shape, 3);
+        data.normalise();
+        std::mt19937_64 random(5);
+        std::set<std::vector<float>> expected[4];
+        for (index_t picture = 0; picture < 4; ++picture)
+          for (index_t dy = -shift; dy <= shift; ++dy)
+            for (index_t dx = -shift; dx <= shift; ++dx)
+              for (const bool mirrored : {false, true})
+                if (!mirrored || flip) expected[picture].insert(moved(data, picture, dy, dx, mirrored));
+        std::set<std::vector<float>> seen[4];
+        std::vector<float> batch;
+        std::vector<std::uint8_t> labels;
+        const std::vector<std::uint32_t> indices = {2, 0, 3, 1};
+        bool known = true;
+        for (int round = 0; round < 1500; ++round) {
+          data.batch(indices.data(), 4, batch, labels, &random, shift, flip);
+          for (std::size_t i = 0; i < 4; ++i) {
+            const auto start = batch.begin() + static_cast<index_t>(i) * shape.size();
+            const std::vector<float> picture(start, start + shape.size());
+            known = known && expected[indices[i]].contains(picture);
+            known = known && labels[i] == data.labels[indices[i]];
+            seen[indices[i]].insert(picture);
+          }
+        }
+        CHECK(known);
+        for (std::size_t picture = 0; picture < 4; ++picture) CHECK(seen[picture].size() == expected[picture].size());
+      }
+}
+
+TEST_CASE("random batches follow from the state of their generator") {
+  const Dataset data = pictures(6, {1, 6, 6}, 2);
+  const std::vector<std::uint32_t> indices = {0, 1, 2, 3, 4, 5};
+  std::vector<float> first, second, other;
+  std::vector<std::uint8_t> labels;
+  std::mt19937_64 a(1);
+  std::mt19937_64 b(1);
+  std::mt19937_64 c(2);
+  data.batch(indices.data(), 6, first, labels, &a, 2, true);
+  data.batch(indices.data(), 6, second, labels, &b, 2, true);
+  data.batch(indices.data(), 6, other, labels, &c, 2, true);
+  CHECK(first == second);
+  CHECK(first != other);
+}
+
+TEST_CASE("the order of an epoch is a permutation that follows from seed and epoch") {
+  std::vector<std::vector<std::uint32_t>> orders;
+  for (const index_t size : {0, 1, 2, 3, 10, 257, 5000})
+    for (const std::uint64_t seed : {0ULL, 1ULL, 42ULL, ~0ULL})
+      for (const std::uint64_t epoch : {0ULL, 1ULL, 2ULL, 99ULL}) {
+        INFO("size " << size << " seed " << seed << " epoch " << epoch);
+        const auto order = strata::train::shuffled(size, seed, epoch);
+        CHECK(strata::train::shuffled(size, seed, epoch) == order);
+        auto sorted = order;
+        std::sort(sorted.begin(), sorted.end());
+        std::vector<std::uint32_t> expected(static_cast<std::size_t>(size));
+        std::iota(expected.begin(), expected.end(), 0U);
+        CHECK(sorted == expected);
+        if (size == 257) {
+          for (const auto& earlier : orders) CHECK(earlier != order);
+          orders.push_back(order);
+        }
+      }
+}
+
+TEST_CASE("every order of three comes up about equally often") {
+  int counts[27] = {};
+  for (std::uint64_t epoch = 0; epoch < 6000; ++epoch) {
+    const auto order = strata::train::shuffled(3, 7, epoch);
+    ++counts[order[0] * 9 + order[1] * 3 + order[2]];
+  }
+  int orders = 0;
+  for (const int count : counts) {
+    if (count == 0) continue;
+    ++orders;
+    CHECK(count > 850);
+    CHECK(count < 1150);
+  }
+  CHECK(orders == 6);
+}
