@@ -6,7 +6,7 @@
 #include <numeric>
 #include <random>
 #include <set>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include <strata/train/data.hpp>
@@ -19,7 +19,7 @@ using strata::index_t;
 using strata::Shape;
 using strata::train::Dataset;
 
-/// `count` pictures in which no byte but zero comes twice, as far as bytes reach, and labels in turn.
+/// `count` pictures whose bytes count up from 1 and never are 0, and labels in turn.
 Dataset pictures(index_t count, Shape shape, index_t classes) {
   Dataset data;
   data.shape = shape;
