@@ -193,10 +193,10 @@ TEST_CASE("arrays whose places are out of range, overlap or leave holes are erro
         {~std::uint64_t{0}, end - begin - 1},
         {begin + 1, end + 1},
         {model_file().size(), model_file().size() + end - begin}};
-    for (const auto& [from, to] : places) {
-      INFO(name << " " << from << " " << to);
-      if (from == begin && to == end) continue;
-      const std::string where = refused([&](json& h) { h[name]["data_offsets"] = {from, to}; });
+    for (const auto& place : places) {
+      INFO(name << " " << place.first << " " << place.second);
+      if (place.first == begin && place.second == end) continue;
+      const std::string where = refused([&](json& h) { h[name]["data_offsets"] = {place.first, place.second}; });
       CHECK(names_an_array(where));
     }
     for (const json& offsets : {json(nullptr), json("0"), json::array(), json{1}, json{0, 1, 2}, json{0.5, 1},

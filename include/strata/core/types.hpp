@@ -4,6 +4,7 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace strata {
 
@@ -50,5 +51,14 @@ struct Shape {
 [[nodiscard]] constexpr index_t ceil_div(index_t numerator, index_t denominator) noexcept {
   return (numerator + denominator - 1) / denominator;
 }
+
+namespace detail {
+
+/// "channels x height x width", for messages.
+[[nodiscard]] inline std::string text(Shape shape) {
+  return std::to_string(shape.channels) + " x " + std::to_string(shape.height) + " x " + std::to_string(shape.width);
+}
+
+}  // namespace detail
 
 }  // namespace strata

@@ -71,12 +71,4 @@ class InferenceContext {
   std::optional<Error> error_;
 };
 
-namespace detail {
-
-[[nodiscard]] inline std::string text(Shape shape) {
-  return std::to_string(shape.channels) + " x " + std::to_string(shape.height) + " x " + std::to_string(shape.width);
-}
-
-}  // namespace detail
-
 }  // namespace strata

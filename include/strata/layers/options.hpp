@@ -32,6 +32,10 @@ struct Conv2dOptions {
   [[nodiscard]] index_t output_width(index_t width) const noexcept {
     return (width + 2 * padding.w - dilation.w * (kernel.w - 1) - 1) / stride.w + 1;
   }
+  /// Whether the padded picture holds the kernel at least once; the output's size is defined only then.
+  [[nodiscard]] bool fits(index_t height, index_t width) const noexcept {
+    return height + 2 * padding.h > dilation.h * (kernel.h - 1) && width + 2 * padding.w > dilation.w * (kernel.w - 1);
+  }
 };
 
 /// y = activation(norm(W x + b) + residual); W is out_features x in_features.
@@ -56,6 +60,10 @@ struct PoolOptions {
   }
   [[nodiscard]] index_t output_width(index_t width) const noexcept {
     return (width + 2 * padding.w - kernel.w) / stride.w + 1;
+  }
+  /// Whether the padded picture holds the window at least once; the output's size is defined only then.
+  [[nodiscard]] bool fits(index_t height, index_t width) const noexcept {
+    return height + 2 * padding.h >= kernel.h && width + 2 * padding.w >= kernel.w;
   }
 };
 

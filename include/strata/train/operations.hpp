@@ -123,11 +123,11 @@ template <class Scalar>
   using detail::Strided;
   using Matrix = detail::Matrix<Scalar>;
   const Shape in = x.shape();
-  const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
-  if (in.channels != options.in_channels || out.height < 1 || out.width < 1)
+  if (in.channels != options.in_channels || !options.fits(in.height, in.width))
     raise(Error(weight.name.empty() ? "convolution" : weight.name,
                 std::to_string(options.in_channels) + " channels of pictures no smaller than the kernel",
-                std::to_string(in.channels) + " x " + std::to_string(in.height) + " x " + std::to_string(in.width)));
+                strata::detail::text(in)));
+  const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
   weight.uses = out.height * out.width;
   Tensor<Scalar> y = context.make(x.batch(), out, true);
   const Level level = context.level;
@@ -344,10 +344,9 @@ template <class Scalar>
 template <bool maximum, class Scalar>
 [[nodiscard]] Tensor<Scalar> pool(Context<Scalar>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
   const Shape in = x.shape();
+  if (!options.fits(in.height, in.width))
+    raise(Error("pooling", "pictures no smaller than the kernel", strata::detail::text(in)));
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
-  if (out.height < 1 || out.width < 1)
-    raise(Error("pooling", "pictures no smaller than the kernel",
-                std::to_string(in.height) + " x " + std::to_string(in.width)));
   Tensor<Scalar> y = context.make(x.batch(), out, true);
   auto winners = std::make_shared<std::vector<std::int32_t>>(maximum ? static_cast<std::size_t>(y.value().size()) : 0);
   // Calls f(first input row, behind the last, first column, behind the last) of the window of output pixel (oy, ox).

@@ -26,9 +26,8 @@ class WeightedLayer {
   static constexpr bool has_parameters = true;
 
   explicit WeightedLayer(const Conv2dOptions& options)
-      : options_(options),
+      : options_(validated(options)),
         weight_({options.out_channels, options.in_channels / options.groups, options.kernel.h, options.kernel.w}, 0) {
-    require_valid(options);
     weight_.levelled = options.levelled;
     weight_.decay = true;
     if (options.bias) bias_.push_back(Parameter<Scalar>({options.out_channels}, 0));
@@ -115,6 +114,11 @@ class WeightedLayer {
   Conv2dOptions options_;
 
  private:
+  [[nodiscard]] static const Conv2dOptions& validated(const Conv2dOptions& options) {
+    require_valid(options);
+    return options;
+  }
+
   template <class Array>
   [[nodiscard]] static std::vector<float> floats(const Array& values) {
     std::vector<float> result;
@@ -155,11 +159,11 @@ class Linear : public WeightedLayer<Scalar> {
     this->weight().shape = {options.out_features, options.in_features};
   }
   [[nodiscard]] Tensor<Scalar> operator()(Context<Scalar>& context, const Tensor<Scalar>& x) const {
-    return this->run(context, x, nullptr);
+    return this->run(context, checked(x), nullptr);
   }
   [[nodiscard]] Tensor<Scalar> operator()(Context<Scalar>& context, const Tensor<Scalar>& x,
                                           const Tensor<Scalar>& residual) const {
-    return this->run(context, x, &residual);
+    return this->run(context, checked(x), &residual);
   }
   void store(const std::string& name, const std::string& norm_name, ParameterSink& sink) const {
     const Conv2dOptions& o = this->options_;
@@ -168,6 +172,15 @@ class Linear : public WeightedLayer<Scalar> {
   }
 
  private:
+  /// A 1x1 convolution would take pictures of any size.
+  [[nodiscard]] const Tensor<Scalar>& checked(const Tensor<Scalar>& x) const {
+    const Shape in{this->options_.in_channels, 1, 1};
+    if (x.shape() != in)
+      raise(Error(this->weight().name.empty() ? "linear layer" : this->weight().name, strata::detail::text(in),
+                  strata::detail::text(x.shape())));
+    return x;
+  }
+
   [[nodiscard]] static Conv2dOptions as_convolution(const LinearOptions& options) {
     require_valid(options);
     Conv2dOptions result;

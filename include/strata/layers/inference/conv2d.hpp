@@ -45,9 +45,7 @@ class Conv2d {
                      const Tensor<Scalar>* residual) const {
     const Shape in = x.shape();
     Shape out{options_.out_channels, options_.output_height(in.height), options_.output_width(in.width)};
-    const bool fits = in.height + 2 * options_.padding.h > options_.dilation.h * (options_.kernel.h - 1) &&
-                      in.width + 2 * options_.padding.w > options_.dilation.w * (options_.kernel.w - 1);
-    if (!context.check(in.channels == options_.in_channels && fits, [&] {
+    if (!context.check(in.channels == options_.in_channels && options_.fits(in.height, in.width), [&] {
           return Error(name_, std::to_string(options_.in_channels) + " channels of pictures no smaller than the kernel",
                        strata::detail::text(in));
         }))

@@ -14,9 +14,7 @@ namespace detail {
 template <bool maximum, class Scalar, class Arch>
 Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
   const Shape in = x.shape();
-  const bool fits =
-      in.height + 2 * options.padding.h >= options.kernel.h && in.width + 2 * options.padding.w >= options.kernel.w;
-  if (!context.check(fits, [&] {
+  if (!context.check(options.fits(in.height, in.width), [&] {
         return Error("pooling",
                      "pictures of at least " + std::to_string(options.kernel.h - 2 * options.padding.h) + " x " +
                          std::to_string(options.kernel.w - 2 * options.padding.w),
