@@ -273,8 +273,8 @@ TEST_CASE("a stored matrix whose arrays do not fit together is refused by name")
     return archive;
   };
   using Bytes = std::vector<std::uint8_t>;
-  CHECK(where(with("w.shape", std::vector<std::int64_t>{3, 4, 0}, {3}), 3, 4) == "w");
-  CHECK(where(with("w.shape", std::vector<std::int64_t>{3, 4, 256}, {3}), 3, 4) == "w");
+  CHECK(where(with("w.shape", std::vector<std::int64_t>{3, 4, 0, 64}, {4}), 3, 4) == "w");
+  CHECK(where(with("w.shape", std::vector<std::int64_t>{3, 4, 256, 64}, {4}), 3, 4) == "w");
   CHECK(where(with("w.lengths.0", Bytes{2, 0, 1}, {1, 3}), 3, 4) == "w: stratum 0 lengths");
   CHECK(where(with("w.lengths.0", Bytes{2, 0}, {1, 2}), 3, 4) == "w.lengths.0");
   CHECK(where(with("w.indices.0", Bytes{0, 2, 2}, {3}), 3, 4) == "w.indices.0");

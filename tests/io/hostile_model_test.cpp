@@ -301,8 +301,13 @@ TEST_CASE("columns beyond the block, repeated or out of order are errors that na
     CHECK(refused_data<std::uint16_t>(fc, [](U16& i) { std::swap(i[0], i[1]); }).starts_with("fc.weight"));
   }
   // Row 0 of the convolution: columns 0, 4, 8 at level 0, columns 1, 5 at level 1.
-  CHECK(refused_data<std::uint8_t>("conv.weight.indices.1", [](U8& i) { i[1] = 8; }).starts_with("conv.weight"));
-  CHECK(refused_data<std::uint8_t>("conv.weight.indices.1", [](U8& i) { i[1] = 7; }) == accepted);
+  const auto conv = SmallModel::from_archive(test::small_archive()).value();
+  const auto& matrix = conv.network().conv.weights().sparse();
+  std::size_t at = 0;  // of row 0 in stratum 1
+  for (strata::index_t position = 0; matrix.row_at(0, position) != 0; ++position)
+    at += matrix.stratum(1).lengths[static_cast<std::size_t>(position)];
+  CHECK(refused_data<std::uint8_t>("conv.weight.indices.1", [&](U8& i) { i[at + 1] = 8; }).starts_with("conv.weight"));
+  CHECK(refused_data<std::uint8_t>("conv.weight.indices.1", [&](U8& i) { i[at + 1] = 7; }) == accepted);
 }
 
 TEST_CASE("row lengths that do not add up or reach into other rows are errors that name the layer") {
@@ -331,13 +336,24 @@ TEST_CASE("row lengths that do not add up or reach into other rows are errors th
   }));
 }
 
+TEST_CASE("an order of rows that is not one is an error that names the layer") {
+  using U8 = std::vector<std::uint8_t>;
+  for (const std::string layer : {"conv.weight", "fc.weight"}) {
+    CHECK(refused_data<std::uint8_t>(layer + ".order", [](U8& order) { order[1] = order[0]; }).starts_with(layer));
+    CHECK(refused_data<std::uint8_t>(layer + ".order", [](U8& order) { order[0] = 8; }).starts_with(layer));
+    CHECK(refused_data<std::uint8_t>(layer + ".order", [](U8& order) { order.back() = 255; }).starts_with(layer));
+  }
+}
+
 TEST_CASE("matrix shapes other than the layer's and impossible block widths are errors that name the layer") {
   using I64 = std::vector<std::int64_t>;
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
   for (const std::string layer : {"conv.weight", "fc.weight"})
-    for (const std::size_t at : {0U, 1U, 2U})
+    for (const std::size_t at : {0U, 1U, 2U, 3U})
       for (const std::int64_t value : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{1}, std::int64_t{1} << 32, most,
                                        most - 1, -most - 1, std::int64_t{65536}}) {
+        if (at == 3 && value == 1) continue;  // groups of one row are not in order
+
         INFO(layer << " " << at << " " << value);
         CHECK(refused_data<std::int64_t>(layer + ".shape", [&](I64& shape) { shape[at] = value; }).starts_with(layer));
       }

@@ -284,8 +284,9 @@ TEST_CASE("in a saved model level 0 lies inside level 1, places and values, bit 
       const auto& stratum = csr.stratum(s);
       std::size_t at = 0;
       for (index_t block = 0; block < csr.blocks(); ++block)
-        for (index_t row = 0; row < csr.rows(); ++row) {
-          const auto count = stratum.lengths[static_cast<std::size_t>(block * csr.rows() + row)];
+        for (index_t position = 0; position < csr.rows(); ++position) {
+          const auto count = stratum.lengths[static_cast<std::size_t>(block * csr.rows() + position)];
+          const index_t row = csr.row_at(block, position);
           for (index_t i = 0; i < static_cast<index_t>(count); ++i, ++at)
             dense[static_cast<std::size_t>(row * csr.columns() + block * csr.block_columns() + stratum.indices[at])] =
                 stratum.values[at];

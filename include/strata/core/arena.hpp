@@ -37,7 +37,7 @@ class Block {
 
   static constexpr index_t alignment = 64;
   /// Bytes before and after the usable ones that may be read (not written): a vector that hangs over an edge.
-  static constexpr index_t guard = 128;
+  static constexpr index_t guard = 256;
 
  private:
   friend class Arena;

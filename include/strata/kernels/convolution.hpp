@@ -16,13 +16,12 @@ namespace strata::kernels {
 
 /// One call per kind of weights, so that everything above is the same for sparse and dense.
 template <class Arch, class Scalar, class Index>
-void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, index_t vectors, bool aligned,
+void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, index_t vectors,
                    const TileJob<Scalar>& job) noexcept {
-  sparse_tile<Arch>(weights, level, vectors, aligned, job);
+  sparse_tile<Arch>(weights, level, vectors, job);
 }
 template <class Arch, class Scalar>
-void multiply_tile(const DenseMatrix<Scalar>& weights, Level, index_t vectors, bool,
-                   const TileJob<Scalar>& job) noexcept {
+void multiply_tile(const DenseMatrix<Scalar>& weights, Level, index_t vectors, const TileJob<Scalar>& job) noexcept {
   dense_tile<Arch>(weights, vectors, job);
 }
 
@@ -63,7 +62,8 @@ class WorkSplit {
 
 /// output = epilogue(convolution of input with weights) at `level`. `weights` is a `LeveledCsr` or a `DenseMatrix` of
 /// shape.out_channels x shape.columns(). Residual: laid out as the output. Scratch comes from `arena`.
-/// Preconditions: layouts fit the shape, level within the weights' levels.
+/// Preconditions: layouts fit the shape, level within the weights' levels, rows of one group of channels are whole
+/// `row_group`s if there are several groups.
 template <class Arch, class Scalar, class Weights>
 void convolution(const Weights& weights, Level level, const ConvolutionShape& shape, const TileLayout& in,
                  const Scalar* input, const TileLayout& out, Scalar* output, const Epilogue<Scalar>& epilogue,
@@ -76,7 +76,7 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
   const PanelPlan plan(shape, in, out, weights.block_columns(), lanes);
   const bool grouped = shape.groups > 1;
   const index_t rows_per_group = shape.out_channels / shape.groups;
-  const WorkSplit split(out.tiles, grouped ? shape.groups : shape.out_channels, grouped ? 1 : 16,
+  const WorkSplit split(out.tiles, grouped ? shape.groups : shape.out_channels, grouped ? 1 : weights.row_group(),
                         static_cast<index_t>(executor.threads()));
   const bool table_per_block = weights.block_columns() % shape.taps() != 0;
   const index_t panel_bytes = round_up(plan.size() * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
@@ -87,6 +87,7 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
     Scalar* const panel = direct ? nullptr : reinterpret_cast<Scalar*>(scratch.data() + task * task_bytes);
     auto* const table =
         direct ? nullptr : reinterpret_cast<std::uint32_t*>(scratch.data() + task * task_bytes + panel_bytes);
+    if (!direct) plan.prepare(panel);
     if (!direct && plan.uses_table()) plan.fill_table(0, weights.block_width(0), table);
     split.for_each(task, [&](index_t tile, index_t first, index_t last) {
       for (index_t group = grouped ? first : 0; group < (grouped ? last : 1); ++group) {
@@ -102,6 +103,16 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
           job.first_block = block == 0;
           job.last_block = block + 1 == weights.blocks();
           const index_t column = block * weights.block_columns();
+          if (in.tiles == out.tiles && !grouped) {
+            // The block of columns or the tile after this one.
+            const index_t next = job.last_block ? 0 : column + weights.block_columns();
+            const index_t channel = next / shape.taps();
+            const index_t channels = ceil_div(weights.block_width(job.last_block ? 0 : block + 1), shape.taps());
+            const index_t next_tile = job.last_block ? tile + 1 : tile;
+            job.prefetch = input + next_tile * in.tile_size() + channel * in.tile_pitch;
+            job.prefetch_bytes =
+                next_tile < in.tiles ? channels * in.tile_pitch * static_cast<index_t>(sizeof(Scalar)) : 0;
+          }
           if (direct) {
             const index_t channel = group * (shape.in_channels / shape.groups) + column;
             job.panel = input + tile * in.tile_size() + channel * in.tile_pitch;
@@ -112,7 +123,7 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
             job.panel = panel;
             job.columns = {out.tile_pitch, plan.uses_table() ? table : nullptr};
           }
-          multiply_tile<Arch>(weights, level, vectors, plan.aligned(), job);
+          multiply_tile<Arch>(weights, level, vectors, job);
         }
       }
     });

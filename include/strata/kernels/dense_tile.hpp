@@ -27,6 +27,8 @@ class DenseMatrix {
   [[nodiscard]] index_t columns() const noexcept { return columns_; }
   [[nodiscard]] index_t block_columns() const noexcept { return block_columns_; }
   [[nodiscard]] index_t blocks() const noexcept { return ceil_div(columns_, block_columns_); }
+  /// Work is split between threads at multiples of so many rows.
+  [[nodiscard]] index_t row_group() const noexcept { return 16; }
   [[nodiscard]] index_t block_width(index_t block) const noexcept {
     const index_t rest = columns_ - block * block_columns_;
     return rest < block_columns_ ? rest : block_columns_;

@@ -34,13 +34,13 @@ struct StratumCursor {
 /// Strata that one kernel call can walk without allocating; matrices with more levels are refused when loaded.
 inline constexpr int max_strata = 16;
 
-/// Cursors of strata 0 .. level at `row` of `block`.
+/// Cursors of strata 0 .. level at position `row` of `block`.
 template <class Scalar, class Index>
 [[nodiscard]] std::array<StratumCursor<Scalar, Index>, max_strata> cursors_at(const LeveledCsr<Scalar, Index>& matrix,
                                                                               Level level, index_t block,
                                                                               index_t row) noexcept {
   std::array<StratumCursor<Scalar, Index>, max_strata> cursors{};
-  constexpr index_t group = LeveledCsr<Scalar, Index>::row_group;
+  const index_t group = matrix.row_group();
   for (int s = 0; s <= level.index; ++s) {
     const auto& stratum = matrix.stratum(s);
     const Index* lengths = stratum.lengths.data() + block * matrix.rows();
@@ -52,7 +52,11 @@ template <class Scalar, class Index>
   return cursors;
 }
 
-/// Rows `first_row` .. `last_row`-1 of one block of columns.
+/// Most SIMD vectors of a row that one kernel keeps in registers: enough to hide the latency of the multiply-adds; more
+/// gain nothing, because a wider panel leaves the L1 cache (measured). Wider tiles are computed in pieces.
+inline constexpr index_t max_kernel_vectors = 8;
+
+/// Rows `first_row` .. `last_row`-1 of one block of columns; both are ends of groups of rows (or `last_row` the last).
 template <class Scalar>
 struct TileJob {
   index_t block = 0;
@@ -65,55 +69,87 @@ struct TileJob {
   Scalar* output = nullptr;  ///< of row 0; `output_pitch` to the next row; aligned to a vector
   index_t output_pitch = 0;
   Epilogue<Scalar> epilogue;  ///< residual laid out as the output
+  /// What is read next, to be brought into the cache while this job computes: `prefetch_bytes` from here.
+  const Scalar* prefetch = nullptr;
+  index_t prefetch_bytes = 0;
+};
+
+/// Spreads the prefetching of a range evenly over the rows of a job: a hardware prefetcher cannot guess the next block
+/// of columns from reads that jump about in this one.
+class Prefetcher {
+ public:
+  Prefetcher(const void* start, index_t bytes, index_t steps) noexcept
+      : next_(static_cast<const char*>(start)), end_(next_ + bytes) {
+    step_ = steps < 1 ? 0 : ceil_div(ceil_div(bytes, line), steps) * line;
+  }
+  void step() noexcept {
+    const char* const until = end_ - next_ < step_ ? end_ : next_ + step_;
+    for (; next_ < until; next_ += line) __builtin_prefetch(next_);
+  }
+
+ private:
+  static constexpr index_t line = 64;
+  const char* next_;
+  const char* end_;
+  index_t step_;
 };
 
 namespace detail {
 
 /// `vectors` accumulators += weight * panel column, unrolled whatever the compiler thinks of loops.
-template <class Batch, bool aligned, class Scalar, std::size_t... v>
+template <class Batch, class Scalar, std::size_t... v>
 [[gnu::always_inline]] inline void add_column(std::array<Batch, sizeof...(v)>& accumulators, Scalar weight,
                                               const Scalar* column, std::index_sequence<v...>) noexcept {
   const Batch broadcast(weight);
-  if constexpr (aligned) {
-    ((accumulators[v] = xsimd::fma(broadcast, Batch::load_aligned(column + v * Batch::size), accumulators[v])), ...);
-  } else {
-    ((accumulators[v] = xsimd::fma(broadcast, Batch::load_unaligned(column + v * Batch::size), accumulators[v])), ...);
-  }
+  ((accumulators[v] = xsimd::fma(broadcast, Batch::load_aligned(column + v * Batch::size), accumulators[v])), ...);
 }
 
-template <class Arch, bool table, bool aligned, class Scalar, class Index, std::size_t... v>
+/// `strata`: how many the level has, so that their cursors stay in registers; 0: as many as `level` says.
+template <class Arch, bool table, int strata, class Scalar, class Index, std::size_t... v>
 void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
                  std::index_sequence<v...> each) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   auto cursors = cursors_at(matrix, level, job.block, job.first_row);
-  auto* const last_cursor = cursors.data() + level.index;
+  const int count = strata == 0 ? level.index + 1 : strata;
   const Scalar* const panel = job.panel;
   const index_t pitch = job.columns.pitch;
   const std::uint32_t* const offsets = job.columns.table;
   const Epilogue<Scalar> epilogue = job.epilogue;
   const bool first_block = job.first_block;
   const bool last_block = job.last_block;
-  Scalar* output = job.output + job.first_row * job.output_pitch;
-  for (index_t row = job.first_row; row < job.last_row; ++row, output += job.output_pitch) {
+  const std::uint8_t* const order = matrix.order().data() + job.block * matrix.rows();
+  const index_t row_group = matrix.row_group();
+  index_t group = job.first_row;  // where the group of `position` starts
+  Prefetcher prefetcher(job.prefetch, job.prefetch_bytes, job.last_row - job.first_row);
+  for (index_t position = job.first_row; position < job.last_row; ++position) {
+    if (position - group == row_group) group = position;
+    const index_t row = group + static_cast<index_t>(order[position]);
+    Scalar* const output = job.output + row * job.output_pitch;
+    prefetcher.step();
     std::array<Batch, sizeof...(v)> sums;
     if (first_block) {
       ((sums[v] = Batch(Scalar{0})), ...);
     } else {
       ((sums[v] = Batch::load_aligned(output + v * Batch::size)), ...);
     }
-    for (auto* cursor = cursors.data(); cursor <= last_cursor; ++cursor) {
-      const Scalar* values = cursor->values;
-      const Index* indices = cursor->indices;
-      const Scalar* const end = values + static_cast<index_t>(*cursor->lengths++);
+    const auto add_stratum = [&](StratumCursor<Scalar, Index> & cursor) __attribute__((always_inline)) {
+      const Scalar* values = cursor.values;
+      const Index* indices = cursor.indices;
+      const Scalar* const end = values + static_cast<index_t>(*cursor.lengths++);
       for (; values != end; ++values, ++indices) {
         if constexpr (table) {
-          add_column<Batch, aligned>(sums, *values, panel + offsets[*indices], each);
+          add_column<Batch>(sums, *values, panel + offsets[*indices], each);
         } else {
-          add_column<Batch, aligned>(sums, *values, panel + static_cast<index_t>(*indices) * pitch, each);
+          add_column<Batch>(sums, *values, panel + static_cast<index_t>(*indices) * pitch, each);
         }
       }
-      cursor->values = values;
-      cursor->indices = indices;
+      cursor.values = values;
+      cursor.indices = indices;
+    };
+    if constexpr (strata == 0) {
+      for (int s = 0; s < count; ++s) add_stratum(cursors[static_cast<std::size_t>(s)]);
+    } else {
+      for (std::size_t s = 0; s < static_cast<std::size_t>(strata); ++s) add_stratum(cursors[s]);
     }
     if (last_block) {
       finish_and_store(sums, epilogue, row, job.output, row * job.output_pitch);
@@ -123,38 +159,39 @@ void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const Til
   }
 }
 
-template <class Arch, std::size_t vectors, bool table, bool aligned, class Scalar, class Index>
+template <class Arch, std::size_t vectors, bool table, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
-  sparse_tile<Arch, table, aligned>(matrix, level, job, std::make_index_sequence<vectors>());
+  constexpr std::make_index_sequence<vectors> each{};
+  if (level.index == 0) return sparse_tile<Arch, table, 1>(matrix, level, job, each);
+  if (level.index == 1) return sparse_tile<Arch, table, 2>(matrix, level, job, each);
+  sparse_tile<Arch, table, 0>(matrix, level, job, each);
 }
 
-template <class Arch, bool table, bool aligned, class Scalar, class Index, std::size_t... v>
+template <class Arch, bool table, class Scalar, class Index, std::size_t... v>
 void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
                     std::index_sequence<v...>) noexcept {
   using Kernel = void (*)(const LeveledCsr<Scalar, Index>&, Level, const TileJob<Scalar>&) noexcept;
-  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, table, aligned, Scalar, Index>...};
+  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, table, Scalar, Index>...};
   kernels[vectors - 1](matrix, level, job);
 }
 
 }  // namespace detail
 
 /// output[row] (+)= matrix[row, block] x panel for the rows of the job at `level`; a row of the panel and of the output
-/// is `vectors` SIMD vectors long. `aligned`: every panel column starts at a multiple of the vector size.
-/// Preconditions: vectors >= 1, level.index < min(matrix.levels(), max_strata).
+/// is `vectors` SIMD vectors long.
+/// Preconditions: vectors >= 1, every column of the panel starts at a multiple of the vector size, level.index <
+/// min(matrix.levels(), max_strata).
 template <class Arch, class Scalar, class Index>
-void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t vectors, bool aligned,
-                 TileJob<Scalar> job) noexcept {
-  constexpr std::make_index_sequence<static_cast<std::size_t>(TileLayout::max_vectors)> counts{};
+void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t vectors, TileJob<Scalar> job) noexcept {
+  constexpr std::make_index_sequence<static_cast<std::size_t>(max_kernel_vectors)> counts{};
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   while (vectors > 0) {  // wide tiles in pieces of about equal width
-    const index_t pieces = ceil_div(vectors, TileLayout::max_vectors);
+    const index_t pieces = ceil_div(vectors, max_kernel_vectors);
     const index_t width = ceil_div(vectors, pieces);
     if (job.columns.table == nullptr) {
-      detail::sparse_tile_of<Arch, false, true>(width, matrix, level, job, counts);
-    } else if (aligned) {
-      detail::sparse_tile_of<Arch, true, true>(width, matrix, level, job, counts);
+      detail::sparse_tile_of<Arch, false>(width, matrix, level, job, counts);
     } else {
-      detail::sparse_tile_of<Arch, true, false>(width, matrix, level, job, counts);
+      detail::sparse_tile_of<Arch, true>(width, matrix, level, job, counts);
     }
     job.panel += width * lanes;
     job.output += width * lanes;
@@ -168,7 +205,8 @@ template <class Scalar, class Index>
 void sparse_tile_reference(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t width,
                            const TileJob<Scalar>& job) noexcept {
   auto cursors = cursors_at(matrix, level, job.block, job.first_row);
-  for (index_t row = job.first_row; row < job.last_row; ++row) {
+  for (index_t position = job.first_row; position < job.last_row; ++position) {
+    const index_t row = matrix.row_at(job.block, position);
     Scalar* output = job.output + row * job.output_pitch;
     if (job.first_block)
       for (index_t x = 0; x < width; ++x) output[x] = Scalar{0};

@@ -10,15 +10,16 @@
 namespace strata::kernels {
 
 /// output[row] = epilogue(sum over the non-zeros of `level` of value * input[column]) for rows `first_row` ..
-/// `last_row`-1. The order of the sums is fixed, so results do not depend on how rows are split.
-/// Precondition: level.index < min(matrix.levels(), max_strata).
+/// `last_row`-1, both ends of groups of rows (or `last_row` the last). The order of the sums is fixed, so results do
+/// not depend on how rows are split. Precondition: level.index < min(matrix.levels(), max_strata).
 template <class Scalar, class Index>
 void sparse_vector(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t first_row, index_t last_row,
                    const Scalar* input, Scalar* output, const Epilogue<Scalar>& epilogue) noexcept {
   for (index_t block = 0; block < matrix.blocks(); ++block) {
     auto cursors = cursors_at(matrix, level, block, first_row);
     const Scalar* const x = input + block * matrix.block_columns();
-    for (index_t row = first_row; row < last_row; ++row) {
+    for (index_t position = first_row; position < last_row; ++position) {
+      const index_t row = matrix.row_at(block, position);
       Scalar sums[4] = {};
       for (int s = 0; s <= level.index; ++s) {
         auto& cursor = cursors[static_cast<std::size_t>(s)];
@@ -48,18 +49,18 @@ void sparse_vector(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t
 template <class Scalar, class Index>
 void sparse_vector_reference(const LeveledCsr<Scalar, Index>& matrix, Level level, const Scalar* input, Scalar* output,
                              const Epilogue<Scalar>& epilogue) noexcept {
-  for (index_t row = 0; row < matrix.rows(); ++row) {
-    Scalar sum{0};
-    for (index_t block = 0; block < matrix.blocks(); ++block) {
-      auto cursors = cursors_at(matrix, level, block, row);
+  for (index_t row = 0; row < matrix.rows(); ++row) output[row] = Scalar{0};
+  for (index_t block = 0; block < matrix.blocks(); ++block)
+    for (index_t position = 0; position < matrix.rows(); ++position) {
+      auto cursors = cursors_at(matrix, level, block, position);
       for (int s = 0; s <= level.index; ++s) {
         auto& cursor = cursors[static_cast<std::size_t>(s)];
         for (index_t k = 0; k < static_cast<index_t>(*cursor.lengths); ++k)
-          sum += cursor.values[k] * input[block * matrix.block_columns() + static_cast<index_t>(cursor.indices[k])];
+          output[matrix.row_at(block, position)] +=
+              cursor.values[k] * input[block * matrix.block_columns() + static_cast<index_t>(cursor.indices[k])];
       }
     }
-    output[row] = finish(sum, epilogue, row, row);
-  }
+  for (index_t row = 0; row < matrix.rows(); ++row) output[row] = finish(output[row], epilogue, row, row);
 }
 
 }  // namespace strata::kernels

@@ -28,8 +28,19 @@ using LinearIndex = std::uint16_t;
 [[nodiscard]] constexpr index_t conv_block_columns(index_t taps) noexcept {
   constexpr index_t widest = LeveledCsr<float, ConvIndex>::max_block_columns;
   if (taps > widest) return widest;
-  if (taps == 1) return 64;
+  if (taps == 1) return 128;
   return taps * (taps >= 144 ? 1 : 144 / taps);
+}
+
+/// Rows of a convolution's weight matrix that may be ordered among themselves: whole groups of channels are made of
+/// them, because groups are computed one by one.
+[[nodiscard]] constexpr index_t conv_row_group(index_t out_channels, index_t groups) noexcept {
+  using Matrix = LeveledCsr<float, ConvIndex>;
+  if (groups <= 1) return Matrix::default_row_group;
+  index_t rows = out_channels / groups;
+  for (index_t divisor = 2; rows > Matrix::max_row_group; ++divisor)
+    if (out_channels / groups % divisor == 0) rows = out_channels / groups / divisor;
+  return rows;
 }
 
 /// Columns of a block of a linear layer's weight matrix: whole rows while the index type reaches.
@@ -57,12 +68,14 @@ class ParameterSink {
     array(name + "." + std::to_string(level), {static_cast<index_t>(values.size())}, level, values);
   }
 
-  /// A level-sorted matrix: `name.shape` (rows, columns, block columns) and per stratum s `name.values.s`,
-  /// `name.indices.s`, `name.lengths.s`.
+  /// A level-sorted matrix: `name.shape` (rows, columns, block columns, row group), `name.order`, and per stratum s
+  /// `name.values.s`, `name.indices.s`, `name.lengths.s`.
   template <class Scalar, class Index>
   void leveled_csr(const std::string& name, const LeveledCsr<Scalar, Index>& matrix) {
-    const std::array<std::int64_t, 3> shape = {matrix.rows(), matrix.columns(), matrix.block_columns()};
-    array(name + ".shape", {3}, 0, std::span<const std::int64_t>(shape));
+    const std::array<std::int64_t, 4> shape = {matrix.rows(), matrix.columns(), matrix.block_columns(),
+                                               matrix.row_group()};
+    array(name + ".shape", {4}, 0, std::span<const std::int64_t>(shape));
+    array(name + ".order", {matrix.blocks(), matrix.rows()}, 0, matrix.order());
     for (int s = 0; s < matrix.levels(); ++s) {
       const auto& stratum = matrix.stratum(s);
       const std::string suffix = "." + std::to_string(s);
@@ -119,7 +132,7 @@ class ParameterSource {
   template <class Scalar, class Index>
   LeveledCsr<Scalar, Index> leveled_csr(const std::string& name, index_t rows, index_t columns) {
     using Matrix = LeveledCsr<Scalar, Index>;
-    const auto shape = array<std::int64_t>(name + ".shape", {3});
+    const auto shape = array<std::int64_t>(name + ".shape", {4});
     if (error_) return {};
     if (shape[0] != rows || shape[1] != columns) {
       fail(Error(name, text({rows, columns}), text({static_cast<index_t>(shape[0]), static_cast<index_t>(shape[1])})));
@@ -130,7 +143,12 @@ class ParameterSource {
                  std::to_string(shape[2])));
       return {};
     }
+    if (shape[3] < 1 || shape[3] > Matrix::max_row_group) {
+      fail(Error(name, "1 to " + std::to_string(Matrix::max_row_group) + " rows a group", std::to_string(shape[3])));
+      return {};
+    }
     const auto block_columns = static_cast<index_t>(shape[2]);
+    const auto order = array<std::uint8_t>(name + ".order", {ceil_div(columns, block_columns), rows});
     std::vector<typename Matrix::Arrays> arrays;
     for (int s = 0; s < levels(); ++s) {
       const std::string suffix = "." + std::to_string(s);
@@ -141,7 +159,8 @@ class ParameterSource {
                         array<Index>(name + ".lengths" + suffix, {ceil_div(columns, block_columns), rows})});
       if (error_) return {};
     }
-    Result<Matrix> matrix = Matrix::from_arrays(rows, columns, block_columns, arrays, owner_);
+    Result<Matrix> matrix =
+        Matrix::from_arrays(rows, columns, block_columns, static_cast<index_t>(shape[3]), order, arrays, owner_);
     if (!matrix) {
       fail(matrix.error().within(name));
       return {};

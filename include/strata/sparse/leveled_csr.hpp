@@ -2,7 +2,9 @@
 // and checks them; what is computed with them is the kernels' business.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -23,6 +25,9 @@ namespace strata {
 /// count from the start of their block, so that `Index` may be small. Level l is strata 0 .. l: switching level is
 /// stopping earlier, nothing is repacked.
 ///
+/// Within a block and a group of `row_group()` rows, rows lie in an order of their own, shared by all strata: by their
+/// number of non-zeros, so that loops over neighbouring rows end alike and processors predict their ends.
+///
 /// Immutable after it was made, hence safe to share between threads; copies share the arrays.
 template <class Scalar, class Index>
 class LeveledCsr {
@@ -31,8 +36,8 @@ class LeveledCsr {
   struct Stratum {
     std::span<const Scalar> values;
     std::span<const Index> indices;          ///< column of each value, counted from the start of its block
-    std::span<const Index> lengths;          ///< [blocks][rows]: non-zeros of the row in the block
-    std::span<const std::uint32_t> offsets;  ///< [blocks][row groups]: where the group's first row starts
+    std::span<const Index> lengths;          ///< [blocks][positions]: non-zeros in the block of the row stored there
+    std::span<const std::uint32_t> offsets;  ///< [blocks][row groups]: where the group's first position starts
   };
 
   /// Stored arrays of one stratum, as they come from a file.
@@ -42,8 +47,11 @@ class LeveledCsr {
     std::span<const Index> lengths;
   };
 
-  /// Rows between two stored offsets; work is split between threads at multiples of it.
-  static constexpr index_t row_group = 16;
+  /// Rows that are ordered among themselves unless told otherwise (measured: 64 to 256 are as good as each other); work
+  /// is split between threads at multiples of it.
+  static constexpr index_t default_row_group = 64;
+  /// Rows of a group are numbered in a byte.
+  static constexpr index_t max_row_group = 256;
   /// Widest block whose indices and row lengths both fit `Index`.
   static constexpr index_t max_block_columns = std::numeric_limits<Index>::max() < std::numeric_limits<index_t>::max()
                                                    ? static_cast<index_t>(std::numeric_limits<Index>::max())
@@ -53,22 +61,26 @@ class LeveledCsr {
   LeveledCsr() { strata_.resize(1); }
 
   /// Takes from the row-major rows x columns `weights` those that `map` puts in a level, zero or not.
-  /// Errors: `weights` not of the map's size, `block_columns` outside 1 .. max_block_columns, 2^32 non-zeros or more.
+  /// Errors: `weights` not of the map's size, `block_columns` outside 1 .. max_block_columns, `row_group` outside 1 ..
+  /// max_row_group, 2^32 non-zeros or more.
   [[nodiscard]] static Result<LeveledCsr> try_from_dense(std::span<const Scalar> weights, const StratumMap& map,
-                                                         index_t block_columns) {
+                                                         index_t block_columns, index_t row_group = default_row_group) {
     if (static_cast<index_t>(weights.size()) != map.size())
       return Error("level-sorted CSR", std::to_string(map.size()) + " weights", std::to_string(weights.size()));
-    if (Status status = check_shape(map.rows(), map.columns(), block_columns); !status) return status.error();
-    LeveledCsr matrix(map.rows(), map.columns(), block_columns);
+    if (Status status = check_shape(map.rows(), map.columns(), block_columns, row_group); !status)
+      return status.error();
+    LeveledCsr matrix(map.rows(), map.columns(), block_columns, row_group);
     const auto strata = map.strata();
     auto storage = std::make_shared<Storage>();
+    storage->order = matrix.order_by_length(map);
     std::vector<std::array<std::size_t, 2>> starts;  // of values and of lengths, stratum by stratum
     for (int level = 0; level < map.levels(); ++level) {
       starts.push_back({storage->values.size(), storage->lengths.size()});
       for (index_t block = 0; block < matrix.blocks(); ++block) {
         const index_t first = block * block_columns;
-        for (index_t row = 0; row < map.rows(); ++row) {
+        for (index_t position = 0; position < map.rows(); ++position) {
           const std::size_t before = storage->values.size();
+          const index_t row = matrix.row_at(storage->order, block, position);
           for (index_t column = first; column < first + matrix.block_width(block); ++column) {
             const auto at = static_cast<std::size_t>(row * map.columns() + column);
             if (strata[at] != level) continue;
@@ -89,26 +101,31 @@ class LeveledCsr {
            std::span<const Index>(storage->lengths).subspan(starts[s][1], starts[s + 1][1] - starts[s][1])});
     }
     if (Status status = matrix.adopt(arrays); !status) return status.error();
+    matrix.order_ = storage->order;
     matrix.owner_ = std::move(storage);
     return matrix;
   }
 
   /// As `try_from_dense`; raises the error.
   [[nodiscard]] static LeveledCsr from_dense(std::span<const Scalar> weights, const StratumMap& map,
-                                             index_t block_columns) {
-    return try_from_dense(weights, map, block_columns).value();
+                                             index_t block_columns, index_t row_group = default_row_group) {
+    return try_from_dense(weights, map, block_columns, row_group).value();
   }
 
-  /// Views the stored arrays of every stratum, which `owner` keeps alive. The arrays are checked whole: lengths that do
-  /// not add up, columns outside their block, not ascending, or already in a lower stratum are errors.
+  /// Views the stored arrays of every stratum and the [blocks][rows] `order`, which `owner` keeps alive. The arrays are
+  /// checked whole: lengths that do not add up, columns outside their block, not ascending, or already in a lower
+  /// stratum, and an order that lists a row of a group twice are errors.
   [[nodiscard]] static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
+                                                      index_t row_group, std::span<const std::uint8_t> order,
                                                       std::span<const Arrays> arrays,
                                                       const std::shared_ptr<const void>& owner = nullptr) {
-    if (Status status = check_shape(rows, columns, block_columns); !status) return status.error();
+    if (Status status = check_shape(rows, columns, block_columns, row_group); !status) return status.error();
     if (arrays.empty() || arrays.size() > StratumMap::max_levels)
       return Error("level-sorted CSR", "1 to 255 strata", std::to_string(arrays.size()));
-    LeveledCsr matrix(rows, columns, block_columns);
+    LeveledCsr matrix(rows, columns, block_columns, row_group);
     if (Status status = matrix.adopt(arrays); !status) return status.error();
+    if (Status status = matrix.check_order(order); !status) return status.error();
+    matrix.order_ = order;
     if (Status status = matrix.check_columns(); !status) return status.error();
     matrix.owner_ = owner;
     return matrix;
@@ -118,7 +135,14 @@ class LeveledCsr {
   [[nodiscard]] index_t columns() const noexcept { return columns_; }
   [[nodiscard]] index_t block_columns() const noexcept { return block_columns_; }
   [[nodiscard]] index_t blocks() const noexcept { return ceil_div(columns_, block_columns_); }
-  [[nodiscard]] index_t row_groups() const noexcept { return ceil_div(rows_, row_group); }
+  [[nodiscard]] index_t row_group() const noexcept { return row_group_; }
+  [[nodiscard]] index_t row_groups() const noexcept { return ceil_div(rows_, row_group_); }
+  /// [blocks][positions]: which row of its group is stored at a position of a block.
+  [[nodiscard]] std::span<const std::uint8_t> order() const noexcept { return order_; }
+  /// The row whose non-zeros in `block` are stored at `position` of the block.
+  [[nodiscard]] index_t row_at(index_t block, index_t position) const noexcept {
+    return row_at(order_, block, position);
+  }
   /// Columns of `block`; the last one may be narrower than the others.
   [[nodiscard]] index_t block_width(index_t block) const noexcept {
     const index_t rest = columns_ - block * block_columns_;
@@ -134,9 +158,9 @@ class LeveledCsr {
     return count;
   }
 
-  /// Bytes of the arrays that `level` reads: values, indices, lengths, offsets.
+  /// Bytes of the arrays that `level` reads: values, indices, lengths, offsets, the order of rows.
   [[nodiscard]] index_t bytes(Level level) const noexcept {
-    index_t count = 0;
+    auto count = static_cast<index_t>(order_.size_bytes());
     for (int s = 0; s <= level.index && s < levels(); ++s)
       count += static_cast<index_t>(stratum(s).values.size_bytes() + stratum(s).indices.size_bytes() +
                                     stratum(s).lengths.size_bytes() + stratum(s).offsets.size_bytes());
@@ -156,10 +180,11 @@ class LeveledCsr {
     for (int s = 0; s <= level.index && s < levels(); ++s) {
       std::size_t next = 0;
       for (index_t block = 0; block < blocks(); ++block)
-        for (index_t row = 0; row < rows_; ++row)
-          for (Index k = 0; k < stratum(s).lengths[static_cast<std::size_t>(block * rows_ + row)]; ++k, ++next)
-            dense[static_cast<std::size_t>(row * columns_ + block * block_columns_) + stratum(s).indices[next]] =
-                stratum(s).values[next];
+        for (index_t position = 0; position < rows_; ++position) {
+          const auto first = static_cast<std::size_t>(row_at(block, position) * columns_ + block * block_columns_);
+          for (Index k = 0; k < stratum(s).lengths[static_cast<std::size_t>(block * rows_ + position)]; ++k, ++next)
+            dense[first + stratum(s).indices[next]] = stratum(s).values[next];
+        }
     }
     return dense;
   }
@@ -169,17 +194,81 @@ class LeveledCsr {
     std::vector<Scalar> values;
     std::vector<Index> indices;
     std::vector<Index> lengths;
+    std::vector<std::uint8_t> order;
   };
 
-  LeveledCsr(index_t rows, index_t columns, index_t block_columns)
-      : rows_(rows), columns_(columns), block_columns_(block_columns) {}
+  LeveledCsr(index_t rows, index_t columns, index_t block_columns, index_t row_group)
+      : rows_(rows), columns_(columns), block_columns_(block_columns), row_group_(row_group) {}
 
-  [[nodiscard]] static Status check_shape(index_t rows, index_t columns, index_t block_columns) {
+  [[nodiscard]] static Status check_shape(index_t rows, index_t columns, index_t block_columns, index_t row_group) {
     if (rows < 0 || columns < 0)
       return Error("level-sorted CSR", "a shape of 0 or more", std::to_string(rows) + " x " + std::to_string(columns));
     if (block_columns < 1 || block_columns > max_block_columns)
       return Error("level-sorted CSR", "1 to " + std::to_string(max_block_columns) + " columns a block",
                    std::to_string(block_columns));
+    if (row_group < 1 || row_group > max_row_group)
+      return Error("level-sorted CSR", "1 to " + std::to_string(max_row_group) + " rows a group",
+                   std::to_string(row_group));
+    return success();
+  }
+
+  [[nodiscard]] index_t row_at(std::span<const std::uint8_t> order, index_t block, index_t position) const noexcept {
+    return position / row_group_ * row_group_ +
+           static_cast<index_t>(order[static_cast<std::size_t>(block * rows_ + position)]);
+  }
+
+  /// The rows of every block and group, ascending by their non-zeros in stratum 0, then 1, ...; every other run of
+  /// equal lengths descends in the next stratum, so that lengths change by little from row to row.
+  [[nodiscard]] std::vector<std::uint8_t> order_by_length(const StratumMap& map) const {
+    const auto strata = map.strata();
+    const auto levels = static_cast<std::size_t>(map.levels());
+    std::vector<std::uint8_t> order;
+    order.reserve(static_cast<std::size_t>(blocks() * rows_));
+    std::vector<index_t> lengths;  // [rows of the group][levels]
+    for (index_t block = 0; block < blocks(); ++block)
+      for (index_t first = 0; first < rows_; first += row_group_) {
+        const index_t count = rows_ - first < row_group_ ? rows_ - first : row_group_;
+        lengths.assign(static_cast<std::size_t>(count) * levels, 0);
+        for (index_t r = 0; r < count; ++r)
+          for (index_t c = 0; c < block_width(block); ++c) {
+            const std::size_t level =
+                strata[static_cast<std::size_t>((first + r) * columns_ + block * block_columns_ + c)];
+            if (level < levels) ++lengths[static_cast<std::size_t>(r) * levels + level];
+          }
+        const auto start = static_cast<std::ptrdiff_t>(order.size());
+        for (index_t r = 0; r < count; ++r) order.push_back(static_cast<std::uint8_t>(r));
+        std::stable_sort(order.begin() + start, order.end(), [&](std::uint8_t a, std::uint8_t b) {
+          bool descending = false;
+          for (std::size_t s = 0; s < levels; ++s) {
+            const index_t left = lengths[a * levels + s];
+            const index_t right = lengths[b * levels + s];
+            if (left != right) return (left < right) != descending;
+            descending = left % 2 != 0;
+          }
+          return false;
+        });
+      }
+    return order;
+  }
+
+  [[nodiscard]] Status check_order(std::span<const std::uint8_t> order) const {
+    if (order.size() != static_cast<std::size_t>(blocks() * rows_))
+      return Error("order", std::to_string(blocks() * rows_) + " entries", std::to_string(order.size()));
+    std::array<bool, static_cast<std::size_t>(max_row_group)> taken{};
+    for (index_t block = 0; block < blocks(); ++block)
+      for (index_t first = 0; first < rows_; first += row_group_) {
+        const index_t count = rows_ - first < row_group_ ? rows_ - first : row_group_;
+        taken.fill(false);
+        for (index_t position = first; position < first + count; ++position) {
+          const std::uint8_t row = order[static_cast<std::size_t>(block * rows_ + position)];
+          const auto place = [&] {
+            return "order of block " + std::to_string(block) + " position " + std::to_string(position);
+          };
+          if (row >= count) return Error(place(), "a row below " + std::to_string(count), std::to_string(row));
+          if (taken[row]) return Error(place(), "every row once", "row " + std::to_string(row) + " again");
+          taken[row] = true;
+        }
+      }
     return success();
   }
 
@@ -202,7 +291,7 @@ class LeveledCsr {
       std::uint64_t sum = 0;
       for (index_t block = 0; block < blocks(); ++block)
         for (index_t row = 0; row < rows_; ++row) {
-          if (row % row_group == 0) offsets->push_back(static_cast<std::uint32_t>(sum));
+          if (row % row_group_ == 0) offsets->push_back(static_cast<std::uint32_t>(sum));
           sum += arrays[s].lengths[static_cast<std::size_t>(block * rows_ + row)];
           if (sum > arrays[s].values.size()) break;
         }
@@ -222,13 +311,15 @@ class LeveledCsr {
     std::vector<std::size_t> next(strata_.size(), 0);
     std::vector<index_t> taken(static_cast<std::size_t>(block_columns_), -1);  // last segment that used the column
     for (index_t block = 0; block < blocks(); ++block)
-      for (index_t row = 0; row < rows_; ++row) {
-        const index_t segment = block * rows_ + row;
+      for (index_t position = 0; position < rows_; ++position) {
+        const index_t segment = block * rows_ + position;
         for (std::size_t s = 0; s < strata_.size(); ++s) {
           index_t previous = -1;
           for (Index k = 0; k < strata_[s].lengths[static_cast<std::size_t>(segment)]; ++k, ++next[s]) {
             const auto column = static_cast<index_t>(strata_[s].indices[next[s]]);
-            const auto place = [&] { return "stratum " + std::to_string(s) + " row " + std::to_string(row); };
+            const auto place = [&] {
+              return "stratum " + std::to_string(s) + " row " + std::to_string(row_at(block, position));
+            };
             if (column >= block_width(block))
               return Error(place() + " indices", "columns below " + std::to_string(block_width(block)),
                            std::to_string(column));
@@ -249,7 +340,9 @@ class LeveledCsr {
   index_t rows_ = 0;
   index_t columns_ = 0;
   index_t block_columns_ = 1;
+  index_t row_group_ = default_row_group;
   std::vector<Stratum> strata_;
+  std::span<const std::uint8_t> order_;
   std::shared_ptr<const std::vector<std::uint32_t>> offsets_;
   std::shared_ptr<const void> owner_;
 };

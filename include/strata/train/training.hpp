@@ -85,7 +85,7 @@ class WeightedLayer {
 
   template <class Index>
   void store_as(const std::string& name, const std::string& norm_name, std::vector<index_t> shape,
-                index_t block_columns, ParameterSink& sink) const {
+                index_t block_columns, index_t row_group, ParameterSink& sink) const {
     const std::vector<float> weights = floats(weight_.value);
     bool dense = true;
     for (const std::uint8_t stratum : weight_.strata) dense = dense && stratum == 0;
@@ -94,7 +94,7 @@ class WeightedLayer {
     } else {
       const StratumMap map =
           StratumMap::from_strata(options_.out_channels, options_.columns(), sink.levels(), weight_.strata).value();
-      sink.leveled_csr(name + ".weight", LeveledCsr<float, Index>::from_dense(weights, map, block_columns));
+      sink.leveled_csr(name + ".weight", LeveledCsr<float, Index>::from_dense(weights, map, block_columns, row_group));
     }
     if (norms_.empty()) {
       if (!bias_.empty()) sink.array<float>(name + ".bias", {options_.out_channels}, 0, floats(bias_.front().value));
@@ -145,9 +145,9 @@ class Conv2d : public WeightedLayer<Scalar> {
   }
   void store(const std::string& name, const std::string& norm_name, ParameterSink& sink) const {
     const Conv2dOptions& o = this->options_;
-    this->template store_as<ConvIndex>(name, norm_name,
-                                       {o.out_channels, o.in_channels / o.groups, o.kernel.h, o.kernel.w},
-                                       conv_block_columns(o.kernel.h * o.kernel.w), sink);
+    this->template store_as<ConvIndex>(
+        name, norm_name, {o.out_channels, o.in_channels / o.groups, o.kernel.h, o.kernel.w},
+        conv_block_columns(o.kernel.h * o.kernel.w), conv_row_group(o.out_channels, o.groups), sink);
   }
 };
 
@@ -168,7 +168,8 @@ class Linear : public WeightedLayer<Scalar> {
   void store(const std::string& name, const std::string& norm_name, ParameterSink& sink) const {
     const Conv2dOptions& o = this->options_;
     this->template store_as<LinearIndex>(name, norm_name, {o.out_channels, o.in_channels},
-                                         linear_block_columns(o.in_channels), sink);
+                                         linear_block_columns(o.in_channels),
+                                         LeveledCsr<float, LinearIndex>::default_row_group, sink);
   }
 
  private:

@@ -29,6 +29,10 @@ class Conv2d {
     weights_.load(name, norm_name,
                   {options_.out_channels, options_.in_channels / options_.groups, options_.kernel.h, options_.kernel.w},
                   options_.out_channels, options_.columns(), block, options_.norm, options_.bias, source);
+    const index_t group_rows = options_.out_channels / options_.groups;
+    if (weights_.is_sparse() && options_.groups > 1 && group_rows % weights_.sparse().row_group() != 0)
+      source.fail(Error(name + ".weight", "groups of rows within the " + std::to_string(group_rows) + " of a group",
+                        std::to_string(weights_.sparse().row_group()) + " rows"));
   }
 
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x) const {

@@ -54,10 +54,11 @@ class Linear {
     const auto epilogue =
         weights_.epilogue(level, options_.activation, residual == nullptr ? nullptr : residual->data());
     if (y.layout().tile_pitch == 1) {
-      const kernels::WorkSplit split(1, options_.out_features, 16, static_cast<index_t>(context.executor().threads()));
-      context.executor().parallel_for(split.tasks(), [&](index_t task) {
-        split.for_each(task, [&](index_t, index_t first, index_t last) {
-          weights_.with_matrix([&](const auto& matrix) {
+      weights_.with_matrix([&](const auto& matrix) {
+        const kernels::WorkSplit split(1, options_.out_features, matrix.row_group(),
+                                       static_cast<index_t>(context.executor().threads()));
+        context.executor().parallel_for(split.tasks(), [&](index_t task) {
+          split.for_each(task, [&](index_t, index_t first, index_t last) {
             if constexpr (requires { matrix.nnz(level); }) {
               kernels::sparse_vector(matrix, level, first, last, x.data(), y.data(), epilogue);
             } else {

@@ -1,6 +1,7 @@
 // Pooling of the inference family: maximum and average over windows, and the average over whole pictures.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include <strata/layers/context.hpp>
@@ -24,7 +25,14 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
   Tensor<Scalar> y = context.make(x.batch(), out);
   const auto threads = static_cast<index_t>(context.executor().threads());
+  // A row of the picture reduced over the window's rows by whole vectors, then the row over the window's columns.
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const index_t row_bytes =
+      round_up(round_up(in.width, lanes) * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
+  const Block scratch = context.arena().take(threads * row_bytes);
   context.executor().parallel_for(threads, [&](index_t task) {
+    auto* const reduced = reinterpret_cast<Scalar*>(scratch.data() + task * row_bytes);
     const index_t planes = x.batch() * out.channels;
     for (index_t plane = task * planes / threads; plane < (task + 1) * planes / threads; ++plane) {
       const index_t image = plane / out.channels;
@@ -34,23 +42,32 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
         const index_t top = oy * options.stride.h - options.padding.h;
         const index_t y0 = top < 0 ? 0 : top;
         const index_t y1 = top + options.kernel.h < in.height ? top + options.kernel.h : in.height;
-        for (index_t ox = 0; ox < out.width; ++ox)
-          target[ox] = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
-        for (index_t sy = y0; sy < y1; ++sy) {
-          const Scalar* source = x.row(image, channel, sy);
-          for (index_t kx = 0; kx < options.kernel.w; ++kx) {
-            const index_t shift = kx - options.padding.w;
-            index_t begin = shift >= 0 ? 0 : ceil_div(-shift, options.stride.w);
-            index_t end = in.width - 1 - shift < 0 ? 0 : (in.width - 1 - shift) / options.stride.w + 1;
-            if (end > out.width) end = out.width;
-            for (; begin < end; ++begin) {
-              const Scalar value = source[begin * options.stride.w + shift];
-              if constexpr (maximum) {
-                target[begin] = value > target[begin] ? value : target[begin];
-              } else {
-                target[begin] += value;
-              }
+        for (index_t sx = 0; sx < in.width; sx += lanes) {
+          Batch column(maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0});
+          for (index_t sy = y0; sy < y1; ++sy) {
+            const auto pixels = Batch::load_unaligned(x.row(image, channel, sy) + sx);
+            column = maximum ? xsimd::max(pixels, column) : column + pixels;
+          }
+          column.store_aligned(reduced + sx);
+        }
+        const auto window = [&](index_t ox, index_t first, index_t last) {
+          Scalar result = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
+          for (index_t sx = first; sx < last; ++sx) {
+            if constexpr (maximum) {
+              result = std::max(result, reduced[sx]);
+            } else {
+              result += reduced[sx];
             }
+          }
+          target[ox] = result;
+        };
+        for (index_t ox = 0; ox < out.width; ++ox) {
+          const index_t left = ox * options.stride.w - options.padding.w;
+          const index_t right = left + options.kernel.w;
+          if (options.kernel.w == 3 && left >= 0 && right <= in.width) {
+            window(ox, left, left + 3);  // unrolled
+          } else {
+            window(ox, left < 0 ? 0 : left, right < in.width ? right : in.width);
           }
         }
         if constexpr (!maximum) {
