@@ -17,6 +17,7 @@
 #include <strata/train/fit.hpp>
 
 #include "../support/idx.hpp"
+#include "../support/levels.hpp"
 #include "../support/plot.hpp"
 #include "../support/progress.hpp"
 #include "../support/table.hpp"
@@ -36,7 +37,7 @@ struct Options {
   double epochs = 8;
   std::uint64_t seed = 1;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  std::string levels = "0.0538:0.0447,0.1338:0.1497";
+  std::string levels = examples::paper_levels;
   std::string out = "quickstart-out";
   std::string report;
   bool resume = false;
@@ -56,29 +57,10 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// "weights:flops,weights:flops", sparsest level first.
-std::vector<strata::LevelBudget> parse_levels(const std::string& text) {
-  std::vector<strata::LevelBudget> budgets;
-  std::size_t at = 0;
-  while (at <= text.size()) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
-    const std::string part = text.substr(at, end - at);
-    strata::LevelBudget budget;
-    int used = 0;
-    if (std::sscanf(part.c_str(), "%lf:%lf%n", &budget.weights, &budget.flops, &used) != 2 ||
-        static_cast<std::size_t>(used) != part.size())
-      strata::raise(strata::Error("--levels", "weights:flops,... such as 0.05:0.04,0.13:0.15", "\"" + text + "\""));
-    budgets.push_back(budget);
-    at = end + 1;
-  }
-  (void)strata::check_budgets(budgets).value();
-  return budgets;
-}
-
 /// The rates and shares of time were chosen on 10,000 pictures held back from the training set.
 train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
-  recipe.levels = parse_levels(options.levels);
+  recipe.levels = examples::parse_levels(options.levels);
   recipe.seed = options.seed;
   recipe.dense_epochs = options.epochs;
   recipe.warm_up_epochs = options.epochs / 8;
