@@ -70,35 +70,53 @@ struct Config {
   }
 };
 
-/// ResNet-(6n + 2) of section 4.2 of the paper, with 1x1 convolutions where a shortcut changes its shape: n = 3 is
-/// ResNet-20, n = 9 ResNet-56.
-[[nodiscard]] inline Config small_resnet(index_t n, index_t classes, strata::Shape picture) {
-  return {.blocks = {n, n, n, 0},
-          .width = 16,
-          .bottleneck = false,
-          .stem = Stem::small,
-          .classes = classes,
-          .picture_channels = picture.channels,
-          .picture_height = picture.height,
-          .picture_width = picture.width};
+/// The networks that programs know by name, as torchvision and the paper call them; "-small": behind the stem for small
+/// pictures. Errors: another name.
+[[nodiscard]] inline strata::Result<Config> config_named(const std::string& name, index_t classes,
+                                                         strata::Shape picture) {
+  struct Known {
+    std::string_view name;
+    std::array<index_t, 4> blocks;
+    bool bottleneck;
+  };
+  static constexpr std::array known = {
+      Known{"resnet18", {2, 2, 2, 2}, false},       Known{"resnet34", {3, 4, 6, 3}, false},
+      Known{"resnet50", {3, 4, 6, 3}, true},        Known{"resnet101", {3, 4, 23, 3}, true},
+      Known{"resnet152", {3, 8, 36, 3}, true},      Known{"resnet20", {3, 3, 3, 0}, false},
+      Known{"resnet32", {5, 5, 5, 0}, false},       Known{"resnet44", {7, 7, 7, 0}, false},
+      Known{"resnet56", {9, 9, 9, 0}, false},       Known{"resnet110", {18, 18, 18, 0}, false},
+      Known{"resnet18-small", {2, 2, 2, 2}, false}, Known{"resnet50-small", {3, 4, 6, 3}, true}};
+  std::string names;
+  for (const Known& network : known) {
+    names += (names.empty() ? "" : ", ") + std::string(network.name);
+    if (network.name != name) continue;
+    const bool three = network.blocks[3] == 0;
+    return Config{.blocks = network.blocks,
+                  .width = three ? 16 : 64,
+                  .bottleneck = network.bottleneck,
+                  .stem = three || name.ends_with("-small") ? Stem::small : Stem::photograph,
+                  .classes = classes,
+                  .picture_channels = picture.channels,
+                  .picture_height = picture.height,
+                  .picture_width = picture.width};
+  }
+  return strata::Error("network", "one of " + names, "\"" + name + "\"");
 }
+
+/// ResNet-20 of section 4.2 of the paper for 32x32 pictures, with 1x1 convolutions where a shortcut changes its shape.
 [[nodiscard]] inline Config resnet20(index_t classes = 10, strata::Shape picture = {3, 32, 32}) {
-  return small_resnet(3, classes, picture);
+  return config_named("resnet20", classes, picture).value();
 }
 [[nodiscard]] inline Config resnet56(index_t classes = 10, strata::Shape picture = {3, 32, 32}) {
-  return small_resnet(9, classes, picture);
+  return config_named("resnet56", classes, picture).value();
 }
 /// ResNet-50 v1.5 (stride in the 3x3, as torchvision's resnet50) for `size` x `size` photographs.
 [[nodiscard]] inline Config resnet50(index_t size = 224, index_t classes = 1000) {
-  return {.classes = classes, .picture_height = size, .picture_width = size};
+  return config_named("resnet50", classes, {3, size, size}).value();
 }
 /// ResNet-50's blocks behind the stem for small pictures.
 [[nodiscard]] inline Config resnet50_small(index_t classes = 10, strata::Shape picture = {3, 32, 32}) {
-  return {.stem = Stem::small,
-          .classes = classes,
-          .picture_channels = picture.channels,
-          .picture_height = picture.height,
-          .picture_width = picture.width};
+  return config_named("resnet50-small", classes, picture).value();
 }
 
 /// relu(F(x) + shortcut(x)); the sum and the activation are the epilogue of the last convolution.
