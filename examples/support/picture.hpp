@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -221,8 +222,11 @@ struct Preparation {
     const index_t longer = side * (tall ? picture.shape.height : picture.shape.width) / shorter;
     const index_t height = tall ? longer : side;
     const index_t width = tall ? side : longer;
-    const Picture crop = resize_and_crop(picture, height, width, (height - shape.height + 1) / 2,
-                                         (width - shape.width + 1) / 2, shape.height, shape.width);
+    const auto margin = [](index_t whole, index_t part) {  // halves go to the even number, as in torchvision
+      return static_cast<index_t>(std::nearbyint(static_cast<double>(whole - part) / 2));
+    };
+    const Picture crop = resize_and_crop(picture, height, width, margin(height, shape.height),
+                                         margin(width, shape.width), shape.height, shape.width);
     std::vector<float> input;
     input.reserve(static_cast<std::size_t>(shape.size()));
     for (index_t c = 0; c < shape.channels; ++c)
