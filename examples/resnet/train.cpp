@@ -133,6 +133,10 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   recipe.prune_epochs = e / 10;
   recipe.fixed_epochs = e * 3 / 10;
   recipe.tune_epochs = e / 10;
+  if (options.arm == "single") {  // one level has no top to tune
+    recipe.fixed_epochs += recipe.tune_epochs;
+    recipe.tune_epochs = 0;
+  }
   if (options.arm == "bottom-up") {
     recipe.arm = train::Arm::freeze_and_grow;
     // A joint step runs the teacher forwards, both ends and the random paths; a bottom-up step the teacher and one.
@@ -187,7 +191,8 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   const TrainingNet& dense_network = trainer.dense() != nullptr ? *trainer.dense() : network;
   const Model dense = save(dense_network, 1, data, options.out + "/" + name + "-dense.safetensors");
   const double dense_accuracy = examples::accuracy(dense, data.split.test, Level{0}, options.threads);
-  rows.push_back({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs, done.seconds});
+  rows.push_back({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs,
+                  budgets.empty() ? done.seconds : done.dense_seconds});
   if (budgets.empty()) return rows;
   const auto counts = train::count_layers<float>(network, trainer.levels());
   (void)strata::check_within(counts, recipe.levels).value();

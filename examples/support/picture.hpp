@@ -36,20 +36,38 @@ struct Picture {
 
 namespace detail {
 
-/// Whether a JPEG's end marker stands behind its first scan. The decoder fills up what is cut off with grey.
-[[nodiscard]] inline bool jpeg_is_whole(std::span<const std::byte> file) {
-  const auto byte = [&](std::size_t at) { return std::to_integer<unsigned>(file[at]); };
-  std::size_t at = 2;
-  while (at + 4 <= file.size() && byte(at) == 0xFF && byte(at + 1) != 0xDA) {
-    if (byte(at + 1) == 0xFF) {  // fill byte
+/// What is wrong with a JPEG file that the decoder would not notice, or null: Huffman tables of more than 256 codes,
+/// beyond which it writes, and a missing end, which it fills up with grey.
+[[nodiscard]] inline const char* jpeg_fault(std::span<const std::byte> file) {
+  const auto byte = [&](std::size_t at) { return at < file.size() ? std::to_integer<std::size_t>(file[at]) : 0; };
+  bool scan_seen = false;
+  for (std::size_t at = 0; at + 1 < file.size();) {
+    const std::size_t marker = byte(at + 1);
+    if (byte(at) != 0xFF || marker == 0xFF) {  // padding, or the data of a scan
       ++at;
-    } else {
-      at += 2 + (byte(at + 2) << 8U | byte(at + 3));
+      continue;
     }
+    if (scan_seen && marker == 0xD9) return nullptr;
+    if (marker == 0xD8) {
+      at += 2;
+      continue;
+    }
+    const std::size_t length = byte(at + 2) << 8U | byte(at + 3);
+    if (marker == 0xC4) {
+      auto rest = static_cast<std::ptrdiff_t>(length) - 2;
+      for (std::size_t table = at + 4; rest > 0;) {
+        std::size_t codes = 0;
+        for (std::size_t i = 1; i <= 16; ++i) codes += byte(table + i);
+        if (codes > 256) return "a Huffman table of more than 256 codes";
+        table += 17 + codes;
+        rest -= static_cast<std::ptrdiff_t>(17 + codes);
+      }
+    }
+    scan_seen = scan_seen || marker == 0xDA;
+    // Only in front of the first scan every marker begins a segment that may be stepped over.
+    at += scan_seen || length < 2 ? 2 : 2 + length;
   }
-  for (; at + 2 <= file.size(); ++at)
-    if (byte(at) == 0xFF && byte(at + 1) == 0xD9) return true;
-  return false;
+  return "no end";
 }
 
 }  // namespace detail
@@ -65,6 +83,10 @@ inline constexpr std::int64_t max_picture_pixels = std::int64_t{1} << 26;
   if (file.empty() || file.size() > most)
     return strata::Error("picture", "1 byte to 1 GiB", std::to_string(file.size()) + " bytes");
   const auto size = static_cast<int>(file.size());
+  if (data[0] == 0xFF)
+    if (const char* fault = detail::jpeg_fault(file))
+      return strata::Error("picture", "a whole JPEG file",
+                           std::string(fault) + " within " + std::to_string(size) + " bytes");
   int width = 0;
   int height = 0;
   int stored = 0;
@@ -74,9 +96,6 @@ inline constexpr std::int64_t max_picture_pixels = std::int64_t{1} << 26;
   if (width < 1 || height < 1 || std::int64_t{width} * height > max_picture_pixels)
     return strata::Error("picture", "1 to " + std::to_string(max_picture_pixels) + " pixels",
                          std::to_string(height) + " x " + std::to_string(width));
-  if (file.size() > 2 && data[0] == 0xFF && data[1] == 0xD8 && !detail::jpeg_is_whole(file))
-    return strata::Error("picture", "a whole JPEG file",
-                         "one that ends early, after " + std::to_string(size) + " bytes");
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
       stbi_load_from_memory(data, size, &width, &height, &stored, static_cast<int>(channels)), stbi_image_free);
   if (!pixels) return strata::Error("picture", "a whole JPEG or PNG file", "a damaged one (" + reason() + ")");

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include <strata/core/error.hpp>
 #include <strata/io/model_file.hpp>
@@ -30,7 +31,8 @@ struct TrainingRunOptions {
 
 struct TrainingRunResult {
   bool finished = false;
-  double seconds = 0;  ///< of training, those before the checkpoint included
+  double seconds = 0;        ///< of training, those before the checkpoint included
+  double dense_seconds = 0;  ///< of them, before there was a dense model to go on from
 };
 
 namespace detail {
@@ -58,8 +60,9 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     const strata::Archive archive = strata::io::read_model(options.checkpoint).value();
     if (strata::Status status = trainer.restore(archive); !status)
       strata::raise(status.error().within(options.checkpoint));
-    if (const auto found = archive.metadata().find("seconds"); found != archive.metadata().end())
-      std::from_chars(found->second.data(), found->second.data() + found->second.size(), result.seconds);
+    for (auto [key, value] : {std::pair("seconds", &result.seconds), std::pair("dense_seconds", &result.dense_seconds)})
+      if (const auto found = archive.metadata().find(key); found != archive.metadata().end())
+        std::from_chars(found->second.data(), found->second.data() + found->second.size(), *value);
   }
   const double before = result.seconds;
   const auto start = Clock::now();
@@ -67,6 +70,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
   const auto save = [&] {
     strata::Archive archive = trainer.state();
     archive.metadata()["seconds"] = std::to_string(before + since(start));
+    archive.metadata()["dense_seconds"] = std::to_string(result.dense_seconds);
     (void)strata::io::write_model(archive, options.checkpoint).value();
   };
   const std::int64_t first = trainer.steps_done();
@@ -87,6 +91,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     progress.seconds = since(start);
     progress.seconds_left = progress.seconds / passes * trainer.passes_left();
     progress.samples_per_second = static_cast<double>((progress.step - first) * batch) / progress.seconds;
+    if (trainer.dense() == nullptr) result.dense_seconds = before + progress.seconds;
     line(progress);
     epoch_loss += progress.loss;
     ++epoch_steps;
