@@ -16,7 +16,9 @@
 #include <strata/train/classification.hpp>
 #include <strata/train/fit.hpp>
 
+#include "../support/accuracy.hpp"
 #include "../support/idx.hpp"
+#include "../support/levels.hpp"
 #include "../support/plot.hpp"
 #include "../support/progress.hpp"
 #include "../support/table.hpp"
@@ -36,7 +38,7 @@ struct Options {
   double epochs = 8;
   std::uint64_t seed = 1;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  std::string levels = "0.0538:0.0447,0.1338:0.1497";
+  std::string levels = examples::paper_levels;
   std::string out = "quickstart-out";
   std::string report;
   bool resume = false;
@@ -56,29 +58,10 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// "weights:flops,weights:flops", sparsest level first.
-std::vector<strata::LevelBudget> parse_levels(const std::string& text) {
-  std::vector<strata::LevelBudget> budgets;
-  std::size_t at = 0;
-  while (at <= text.size()) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
-    const std::string part = text.substr(at, end - at);
-    strata::LevelBudget budget;
-    int used = 0;
-    if (std::sscanf(part.c_str(), "%lf:%lf%n", &budget.weights, &budget.flops, &used) != 2 ||
-        static_cast<std::size_t>(used) != part.size())
-      strata::raise(strata::Error("--levels", "weights:flops,... such as 0.05:0.04,0.13:0.15", "\"" + text + "\""));
-    budgets.push_back(budget);
-    at = end + 1;
-  }
-  (void)strata::check_budgets(budgets).value();
-  return budgets;
-}
-
 /// The rates and shares of time were chosen on 10,000 pictures held back from the training set.
 train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
-  recipe.levels = parse_levels(options.levels);
+  recipe.levels = examples::parse_levels(options.levels);
   recipe.seed = options.seed;
   recipe.dense_epochs = options.epochs;
   recipe.warm_up_epochs = options.epochs / 8;
@@ -93,30 +76,6 @@ train::Recipe recipe_for(const Options& options) {
   recipe.floor = 0.02;
   recipe.floors = {{"conv1.weight", 0.5}, {"fc.weight", 0.3}};
   return recipe;
-}
-
-/// The share of `data` that the model classifies correctly at `level`.
-double accuracy(const Model& model, const train::Dataset& data, Level level, int threads) {
-  constexpr index_t batch = 100;
-  strata::Session session(model, {.threads = threads, .batch = batch});
-  std::vector<float> pictures;
-  std::vector<std::uint8_t> labels;
-  std::vector<std::uint32_t> indices;
-  index_t correct = 0;
-  for (index_t first = 0; first < data.size(); first += batch) {
-    // The last batch is filled up with its last picture; what is filled up does not count.
-    indices.clear();
-    for (index_t i = first; i < first + batch; ++i)
-      indices.push_back(static_cast<std::uint32_t>(std::min(i, data.size() - 1)));
-    data.batch(indices.data(), batch, pictures, labels);
-    const auto logits = session.run(pictures, level);
-    const auto classes = static_cast<std::ptrdiff_t>(logits.size()) / batch;
-    for (index_t i = 0; i < batch && first + i < data.size(); ++i) {
-      const auto row = logits.begin() + i * classes;
-      correct += std::max_element(row, row + classes) - row == labels[static_cast<std::size_t>(i)] ? 1 : 0;
-    }
-  }
-  return static_cast<double>(correct) / static_cast<double>(data.size());
 }
 
 /// Median seconds a picture for every level of `levels` and, last, the dense model; one thread, batch 1, in turns.
@@ -195,7 +154,7 @@ void run(const Options& options) {
   const auto dense = strata::load<quickstart::FashionNet>(dense_path, {.self_check = true});
   const auto times = latencies(model, dense, test);
   std::vector<Row> rows;
-  rows.push_back({"dense", accuracy(dense, test, Level{0}, options.threads), 1, 1,
+  rows.push_back({"dense", examples::accuracy(dense, test, Level{0}, options.threads), 1, 1,
                   static_cast<double>(dense.bytes(Level{0})), times.back()});
   for (int level = model.levels() - 1; level >= 0; --level) {
     const auto count = strata::count_level(counts, Level{level});
@@ -203,7 +162,7 @@ void run(const Options& options) {
       strata::raise(strata::Error(model_path + ": level " + std::to_string(level),
                                   std::to_string(count.weights) + " weights, as trained",
                                   std::to_string(model.nnz(Level{level}))));
-    rows.push_back({"level " + std::to_string(level), accuracy(model, test, Level{level}, options.threads),
+    rows.push_back({"level " + std::to_string(level), examples::accuracy(model, test, Level{level}, options.threads),
                     count.weight_share(), count.flop_share(), static_cast<double>(model.bytes(Level{level})),
                     times[static_cast<std::size_t>(level)]});
   }

@@ -1,0 +1,331 @@
+// Trains a ResNet with nested levels on CIFAR-10 or Fashion-MNIST and reports what every level reaches.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <strata/strata.hpp>
+#include <strata/train/classification.hpp>
+#include <strata/train/fit.hpp>
+
+#include "../support/accuracy.hpp"
+#include "../support/cifar.hpp"
+#include "../support/idx.hpp"
+#include "../support/levels.hpp"
+#include "../support/picture.hpp"
+#include "../support/table.hpp"
+#include "../support/training_run.hpp"
+#include "network.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+namespace train = strata::train;
+using TrainingNet = resnet::ResNet<train::Training<float>>;
+using Model = strata::Model<resnet::ResNet>;
+
+struct Options {
+  std::string network = "resnet20";
+  std::string dataset = "cifar10";
+  std::string data;
+  std::string arm = "joint";
+  int level = -1;
+  double epochs = 60;
+  double rate = 0.1;
+  double sparse_rate = 0.05;
+  double decay = 5e-4;
+  double distillation = 0.8;
+  double temperature = 3;
+  double floor = 0.02;
+  double stem_floor = 0.5;
+  double classifier_floor = 0.3;
+  index_t batch = 128;
+  std::uint64_t seed = 1;
+  index_t validation = 0;
+  int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  std::string levels = examples::paper_levels;
+  std::string out = "resnet-out";
+  std::string report;
+  bool resume = false;
+  double stop_after = 0;
+  double checkpoint_seconds = 300;
+  std::string command;
+};
+
+/// What a report says about one model.
+struct Row {
+  std::string level;  ///< "dense" or a number
+  double accuracy = 0;
+  double weights = 1;
+  double flops = 1;
+  double epochs = 0;
+  double seconds = 0;
+};
+
+train::Dataset select(const train::Dataset& data, std::span<const std::uint32_t> indices) {
+  train::Dataset part{data.shape, data.classes, {}, {}, data.mean, data.deviation};
+  const auto size = static_cast<std::ptrdiff_t>(data.shape.size());
+  for (const std::uint32_t i : indices) {
+    const auto first = data.pixels.begin() + static_cast<std::ptrdiff_t>(i) * size;
+    part.pixels.insert(part.pixels.end(), first, first + size);
+    part.labels.push_back(data.labels[i]);
+  }
+  return part;
+}
+
+/// The pictures to learn from and to judge by: with --validation the latter are held back from the training pictures,
+/// the same ones whatever the seed.
+examples::NamedSplit read_data(const Options& options) {
+  examples::NamedSplit named;
+  if (options.dataset == "cifar10") {
+    if (options.data.empty()) strata::raise(strata::Error("--data", "the directory of CIFAR-10", "none"));
+    named = examples::read_cifar(options.data).value();
+  } else {
+    named.split =
+        examples::read_mnist_directory(options.data.empty() ? "/usr/share/datasets/fashion-mnist" : options.data)
+            .value();
+    named.names = {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"};
+  }
+  if (options.validation > 0) {
+    const train::Dataset whole = std::move(named.split.train);
+    if (options.validation >= whole.size())
+      strata::raise(strata::Error("--validation", "fewer than the " + std::to_string(whole.size()) + " pictures",
+                                  std::to_string(options.validation)));
+    const auto order = train::shuffled(whole.size(), 20211210, 0);
+    const auto held = static_cast<std::size_t>(options.validation);
+    named.split.test = select(whole, std::span(order).first(held));
+    named.split.train = select(whole, std::span(order).subspan(held));
+  }
+  return named;
+}
+
+/// Half of the epochs are dense. The others: joint prunes for a tenth, trains the levels for three tenths, tunes the
+/// top level for a tenth. The bottom-up arm gets as many forward-backward passes, in the same shares of pruning and
+/// training. `dense` trains on for all epochs.
+train::Recipe recipe_for(const Options& options, const std::vector<strata::LevelBudget>& budgets) {
+  train::Recipe recipe;
+  recipe.levels = budgets;
+  recipe.batch = options.batch;
+  recipe.seed = options.seed;
+  recipe.dense_rate = options.rate;
+  recipe.sparse_rate = options.sparse_rate;
+  recipe.decay = options.decay;
+  recipe.distillation = options.distillation;
+  recipe.temperature = options.temperature;
+  recipe.random_paths = budgets.size() > 2 ? 1 : 0;
+  recipe.floor = options.floor;
+  recipe.floors = {{"conv1.weight", options.stem_floor}, {"fc.weight", options.classifier_floor}};
+  const double e = options.epochs;
+  recipe.warm_up_epochs = std::min(1.0, e / 10);
+  if (budgets.empty()) {
+    recipe.dense_epochs = e;
+    return recipe;
+  }
+  recipe.dense_epochs = e / 2;
+  recipe.prune_epochs = e / 10;
+  recipe.fixed_epochs = e * 3 / 10;
+  recipe.tune_epochs = e / 10;
+  if (options.arm == "single") {  // one level has no top to tune
+    recipe.fixed_epochs += recipe.tune_epochs;
+    recipe.tune_epochs = 0;
+  }
+  if (options.arm == "bottom-up") {
+    recipe.arm = train::Arm::freeze_and_grow;
+    // A joint step runs the teacher forwards, both ends and the random paths; a bottom-up step the teacher and one.
+    const double teacher = options.distillation > 0 ? 1.0 / 3 : 0;
+    const double ends = budgets.size() > 1 ? 2 : 1;
+    const double factor = (ends + recipe.random_paths + teacher) / (1 + teacher);
+    recipe.prune_epochs *= factor;
+    recipe.fixed_epochs = recipe.fixed_epochs * factor + recipe.tune_epochs;
+  }
+  return recipe;
+}
+
+/// A model file with what programs need to know about pictures and classes, loaded again.
+Model save(const TrainingNet& network, int levels, const examples::NamedSplit& data, const std::string& path) {
+  strata::Archive archive = strata::to_archive(network, levels);
+  examples::Preparation preparation;
+  const train::Dataset& dataset = data.split.train;
+  preparation.shorter_side = std::min(dataset.shape.height, dataset.shape.width);
+  preparation.mean.assign(static_cast<std::size_t>(dataset.shape.channels), dataset.mean);
+  preparation.deviation.assign(static_cast<std::size_t>(dataset.shape.channels), dataset.deviation);
+  preparation.store(archive.metadata());
+  std::string& labels = archive.metadata()["labels"];
+  for (const std::string& name : data.names) labels += (labels.empty() ? "" : "\n") + name;
+  (void)strata::add_self_check<resnet::ResNet>(archive).value();
+  (void)strata::io::write_model(archive, path).value();
+  return strata::load<resnet::ResNet>(path, {.self_check = true});
+}
+
+/// One run of one recipe under the file name `name`; its rows, or none if it was stopped. `first_level`: what the
+/// recipe's level 0 is called.
+std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& data,
+                            const std::vector<strata::LevelBudget>& budgets, const std::string& name, int first_level) {
+  const train::Dataset& training = data.split.train;
+  train::Classification<float> task(training, {.shift = options.dataset == "cifar10" ? 4 : 2, .flip = true});
+  const auto config = resnet::config_named(options.network, training.classes, training.shape).value();
+  TrainingNet network(config);
+  train::initialise(network, options.seed);
+  strata::ThreadPool pool(options.threads);
+  const train::Recipe recipe = recipe_for(options, budgets);
+  train::Trainer<TrainingNet, train::Classification<float>> trainer(network, task, recipe, pool);
+  const auto done = examples::run_training(trainer, recipe.batch,
+                                           {.checkpoint = options.out + "/" + name + ".checkpoint",
+                                            .resume = options.resume,
+                                            .checkpoint_seconds = options.checkpoint_seconds,
+                                            .stop_after = options.stop_after,
+                                            .steps_per_epoch = strata::ceil_div(training.size(), recipe.batch)});
+  if (!done.finished) return {};
+
+  const auto epochs =
+      static_cast<double>(trainer.steps()) / static_cast<double>(strata::ceil_div(training.size(), recipe.batch));
+  std::vector<Row> rows;
+  const TrainingNet& dense_network = trainer.dense() != nullptr ? *trainer.dense() : network;
+  const Model dense = save(dense_network, 1, data, options.out + "/" + name + "-dense.safetensors");
+  const double dense_accuracy = examples::accuracy(dense, data.split.test, Level{0}, options.threads);
+  rows.push_back({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs,
+                  budgets.empty() ? done.seconds : done.dense_seconds});
+  if (budgets.empty()) return rows;
+  const auto counts = train::count_layers<float>(network, trainer.levels());
+  (void)strata::check_within(counts, recipe.levels).value();
+  const Model model = save(network, trainer.levels(), data, options.out + "/" + name + ".safetensors");
+  for (int level = model.levels() - 1; level >= 0; --level) {
+    const auto count = strata::count_level(counts, Level{level});
+    rows.push_back({std::to_string(first_level + level),
+                    examples::accuracy(model, data.split.test, Level{level}, options.threads), count.weight_share(),
+                    count.flop_share(), epochs, done.seconds});
+  }
+  return rows;
+}
+
+void run(const Options& options) {
+  const auto budgets = examples::parse_levels(options.levels);
+  if (options.level >= static_cast<int>(budgets.size()))
+    strata::raise(
+        strata::Error("--level", "a level below " + std::to_string(budgets.size()), std::to_string(options.level)));
+  const examples::NamedSplit data = read_data(options);
+  std::filesystem::create_directories(options.out);
+
+  std::vector<Row> rows;
+  if (options.arm == "single") {
+    for (int level = static_cast<int>(budgets.size()) - 1; level >= 0; --level) {
+      if (options.level >= 0 && level != options.level) continue;
+      const auto found = run_recipe(options, data, {budgets[static_cast<std::size_t>(level)]},
+                                    "single-" + std::to_string(level), level);
+      if (found.empty()) return;
+      rows.insert(rows.end(), found.begin() + 1, found.end());  // without the dense model on the way there
+    }
+  } else {
+    rows = run_recipe(options, data, options.arm == "dense" ? std::vector<strata::LevelBudget>() : budgets, options.arm,
+                      0);
+    if (rows.empty()) return;
+  }
+
+  examples::Table table({"model", "accuracy", "weights", "FLOPs", "epochs", "seconds"});
+  nlohmann::json report = nlohmann::json::array();
+  for (const Row& row : rows) {
+    table.add({row.level == "dense" ? row.level : "level " + row.level, examples::percent(row.accuracy, 2),
+               examples::percent(row.weights, 2), examples::percent(row.flops, 2), examples::fixed(row.epochs, 1),
+               examples::fixed(row.seconds, 0)});
+    report.push_back({{"network", options.network},
+                      {"data", options.dataset},
+                      {"split", options.validation > 0 ? "validation" : "test"},
+                      {"seed", options.seed},
+                      {"arm", options.arm},
+                      {"level", row.level},
+                      {"accuracy", row.accuracy},
+                      {"weights", row.weights},
+                      {"flops", row.flops},
+                      {"epochs", row.epochs},
+                      {"seconds", row.seconds},
+                      {"command", options.command}});
+    if (row.level != "dense") report.back()["level"] = std::stoi(row.level);
+  }
+  std::printf("%s%s, %s arm, seed %llu, judged on the %s pictures\n", table.text().c_str(), options.network.c_str(),
+              options.arm.c_str(), static_cast<unsigned long long>(options.seed),
+              options.validation > 0 ? "validation" : "test");
+  if (!options.report.empty()) {
+    const std::string text = report.dump(2) + "\n";
+    (void)strata::io::write_atomically(options.report, {std::as_bytes(std::span(text))}).value();
+  }
+}
+
+/// The command line without what only concerns this sitting of the run.
+std::string command_of(int argc, char** argv) {
+  std::string command = "resnet_train";
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const std::string option = argument.substr(0, argument.find('='));
+    if (option == "--resume") continue;
+    if (option == "--stop-after" || option == "--checkpoint-seconds" || option == "--out" || option == "--report" ||
+        option == "--data") {
+      if (option == argument) ++i;
+      continue;
+    }
+    command += " " + argument;
+  }
+  return command;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  options.command = command_of(argc, argv);
+  CLI::App app{"Trains a ResNet with nested sparse levels on CIFAR-10 or Fashion-MNIST and judges every level."};
+  app.add_option("--network", options.network, "resnet20, resnet56, resnet50-small, ...")->capture_default_str();
+  app.add_option("--dataset", options.dataset)
+      ->check(CLI::IsMember({"cifar10", "fashion-mnist"}))
+      ->capture_default_str();
+  app.add_option("--data", options.data,
+                 "directory: CIFAR-10's binary batches or train/ and test/ with a folder of pictures per class; or "
+                 "Fashion-MNIST's idx files");
+  app.add_option("--arm", options.arm, "joint, bottom-up, single (a model of its own for each level) or dense")
+      ->check(CLI::IsMember({"joint", "bottom-up", "single", "dense"}))
+      ->capture_default_str();
+  app.add_option("--level", options.level, "single: this level only")->check(CLI::Range(0, 254));
+  app.add_option("--epochs", options.epochs, "in all; half of them dense")
+      ->check(CLI::Range(0.01, 10000.0))
+      ->capture_default_str();
+  app.add_option("--rate", options.rate, "learning rate of the dense phase")->capture_default_str();
+  app.add_option("--sparse-rate", options.sparse_rate, "learning rate of the levels")->capture_default_str();
+  app.add_option("--decay", options.decay, "weight decay")->capture_default_str();
+  app.add_option("--distillation", options.distillation, "share of the loss that comes from the dense model")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--temperature", options.temperature, "of distillation")->capture_default_str();
+  app.add_option("--floor", options.floor, "least density of every layer")->capture_default_str();
+  app.add_option("--stem-floor", options.stem_floor, "of the first convolution")->capture_default_str();
+  app.add_option("--classifier-floor", options.classifier_floor, "of the classifier")->capture_default_str();
+  app.add_option("--batch", options.batch)->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--levels", options.levels, "weights:flops of each level as fractions, sparsest first")
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
+  app.add_option("--validation", options.validation, "training pictures to hold back and judge by instead of the test")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads)->check(CLI::Range(1, 256))->capture_default_str();
+  app.add_option("--out", options.out, "directory for models and checkpoints")->capture_default_str();
+  app.add_option("--report", options.report, "file for the table as JSON");
+  app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
+  app.add_option("--stop-after", options.stop_after, "seconds after which the run saves itself and ends; 0: never")
+      ->capture_default_str();
+  app.add_option("--checkpoint-seconds", options.checkpoint_seconds, "between two saves")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    examples::stop_on_signals();
+    run(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "resnet_train: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,119 @@
+// A training run of hours: goes on from its checkpoint, saves itself, stops when asked to, and knows the time it took
+// in all. What a step does is the library's `Trainer`.
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include <strata/core/error.hpp>
+#include <strata/io/model_file.hpp>
+#include <strata/train/fit.hpp>
+
+#include "progress.hpp"
+
+namespace examples {
+
+struct TrainingRunOptions {
+  std::string checkpoint;           ///< file; its directory exists
+  bool resume = false;              ///< go on from the checkpoint if it is there
+  double checkpoint_seconds = 300;  ///< between two saves
+  double stop_after = 0;            ///< seconds after which the run saves itself and returns; 0: at its end only
+  std::int64_t steps_per_epoch = 1;
+};
+
+struct TrainingRunResult {
+  bool finished = false;
+  double seconds = 0;        ///< of training, those before the checkpoint included
+  double dense_seconds = 0;  ///< of them, before there was a dense model to go on from
+};
+
+namespace detail {
+
+inline volatile std::sig_atomic_t stop_requested = 0;
+
+}  // namespace detail
+
+/// Makes `run_training` save and return at the next step when the program is interrupted or asked to end.
+inline void stop_on_signals() {
+  const auto stop = [](int) { detail::stop_requested = 1; };
+  std::signal(SIGINT, stop);
+  std::signal(SIGTERM, stop);
+}
+
+/// Takes steps until the run is done or stopped; prints a line per epoch. Raises: a checkpoint of another run or that
+/// cannot be read or written.
+template <class Network, class Task>
+TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, strata::index_t batch,
+                               const TrainingRunOptions& options) {
+  using Clock = std::chrono::steady_clock;
+  TrainingRunResult result;
+  std::error_code ignored;
+  if (options.resume && std::filesystem::exists(options.checkpoint, ignored)) {
+    const strata::Archive archive = strata::io::read_model(options.checkpoint).value();
+    if (strata::Status status = trainer.restore(archive); !status)
+      strata::raise(status.error().within(options.checkpoint));
+    for (auto [key, value] : {std::pair("seconds", &result.seconds), std::pair("dense_seconds", &result.dense_seconds)})
+      if (const auto found = archive.metadata().find(key); found != archive.metadata().end())
+        std::from_chars(found->second.data(), found->second.data() + found->second.size(), *value);
+  }
+  const double before = result.seconds;
+  const auto start = Clock::now();
+  const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
+  const auto save = [&] {
+    strata::Archive archive = trainer.state();
+    archive.metadata()["seconds"] = std::to_string(before + since(start));
+    archive.metadata()["dense_seconds"] = std::to_string(result.dense_seconds);
+    (void)strata::io::write_model(archive, options.checkpoint).value();
+  };
+  const std::int64_t first = trainer.steps_done();
+  auto saved = Clock::now();
+  auto epoch_start = saved;
+  double passes = 0;
+  double epoch_loss = 0;
+  std::int64_t epoch_steps = 0;
+  ProgressLine line;
+  bool stop = false;
+  while (!trainer.done() && !stop) {
+    strata::train::Progress progress;
+    progress.phase = trainer.phase_name();
+    passes += trainer.passes_of_step();
+    progress.loss = trainer.step();
+    progress.step = trainer.steps_done();
+    progress.steps = trainer.steps();
+    progress.seconds = since(start);
+    progress.seconds_left = progress.seconds / passes * trainer.passes_left();
+    progress.samples_per_second = static_cast<double>((progress.step - first) * batch) / progress.seconds;
+    if (trainer.dense() == nullptr) result.dense_seconds = before + progress.seconds;
+    line(progress);
+    epoch_loss += progress.loss;
+    ++epoch_steps;
+    stop = detail::stop_requested != 0 || (options.stop_after > 0 && progress.seconds >= options.stop_after);
+    if (progress.step % options.steps_per_epoch == 0 || stop || trainer.done()) {
+      std::fprintf(stderr, "\repoch %.2f of %.2f, %s: mean loss %.4f, %.1f ms a step, %.0f s left\n",
+                   static_cast<double>(progress.step) / static_cast<double>(options.steps_per_epoch),
+                   static_cast<double>(progress.steps) / static_cast<double>(options.steps_per_epoch),
+                   progress.phase.c_str(), epoch_loss / static_cast<double>(epoch_steps),
+                   1e3 * since(epoch_start) / static_cast<double>(epoch_steps), progress.seconds_left);
+      epoch_loss = 0;
+      epoch_steps = 0;
+      epoch_start = Clock::now();
+    }
+    if (stop || trainer.done() || since(saved) >= options.checkpoint_seconds) {
+      save();
+      saved = Clock::now();
+    }
+  }
+  result.finished = trainer.done();
+  result.seconds = before + since(start);
+  return result;
+}
+
+}  // namespace examples

@@ -1,0 +1,156 @@
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <strata/train/state_dict.hpp>
+
+#include "support/catch.hpp"
+#include "support/small_net.hpp"
+
+namespace {
+
+using strata::Archive;
+using strata::Level;
+namespace train = strata::train;
+using Net = test::SmallNet<train::Training<float>>;
+
+/// A network whose every number is its own.
+Net make_net() {
+  Net net({});
+  train::initialise(net, 5);
+  float next = 0.25F;
+  for (auto* parameter : train::parameters<float>(net))
+    if (parameter->shape.size() == 1)
+      for (auto& value : parameter->value) value = next += 0.125F;
+  for (auto& norm : net.conv.norms())
+    for (int c = 0; c < 8; ++c) {
+      norm.running_mean[c] = 0.5F + static_cast<float>(c);
+      norm.running_variance[c] = 1.5F + static_cast<float>(c);
+    }
+  return net;
+}
+
+/// A copy of `archive` in which `change` may rename, reshape, drop (empty name) or rewrite arrays.
+template <class F>
+Archive changed(const Archive& archive, F&& change) {
+  Archive result;
+  for (const auto& view : archive.arrays()) {
+    std::string name = view.name;
+    auto shape = view.shape;
+    std::vector<float> values(view.as<float>().begin(), view.as<float>().end());
+    change(name, shape, values);
+    if (!name.empty()) result.add<float>(name, shape, 0, values);
+  }
+  return result;
+}
+
+std::string error_of(const Archive& archive, const std::function<std::string(const std::string&)>& rename = {}) {
+  Net net = make_net();
+  const auto before = net.conv.weight().value;
+  const auto status = train::from_state_dict(net, archive, rename);
+  REQUIRE_FALSE(status.ok());
+  CHECK((net.conv.weight().value == before).all());  // nothing is changed by an error
+  return status.error().what();
+}
+
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("a state_dict has PyTorch's names and gives the network back") {
+  Net net = make_net();
+  const Archive archive = train::to_state_dict(net, Level{0});
+  std::vector<std::string> names;
+  for (const auto& view : archive.arrays()) names.push_back(view.name);
+  CHECK(names == std::vector<std::string>{"conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var",
+                                          "fc.weight", "fc.bias"});
+  CHECK(archive.find("conv.weight")->shape == std::vector<strata::index_t>{8, 1, 3, 3});
+  CHECK(archive.find("fc.weight")->shape == std::vector<strata::index_t>{5, 8});
+
+  const auto path = (std::filesystem::temp_directory_path() / "strata_state_dict_test.safetensors").string();
+  REQUIRE(train::write_state_dict(archive, path).ok());
+  const auto read = train::read_state_dict(path);
+  REQUIRE(read.ok());
+  Net other({});
+  REQUIRE(train::from_state_dict(other, read.value()).ok());
+  const auto a = train::parameters<float>(net);
+  const auto b = train::parameters<float>(other);
+  REQUIRE(a.size() == b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) CHECK((a[i]->value == b[i]->value).all());
+  CHECK((net.conv.norms()[0].running_mean == other.conv.norms()[0].running_mean).all());
+  CHECK((net.conv.norms()[0].running_variance == other.conv.norms()[0].running_variance).all());
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("a level's state_dict has zeros where the level has no weights, and its own norms") {
+  Net net = make_net();
+  train::set_levels(net, 2);
+  net.conv.norms()[1].gamma.value[3] = 77;
+  auto& weight = net.conv.weight();
+  weight.strata.assign(72, strata::StratumMap::absent);
+  weight.strata[5] = 0;
+  weight.strata[7] = 1;
+  for (int level = 0; level < 2; ++level) {
+    const Archive archive = train::to_state_dict(net, Level{level});
+    const auto values = archive.find("conv.weight")->as<float>();
+    for (std::size_t i = 0; i < values.size(); ++i) CHECK((values[i] != 0) == (i == 5 || (i == 7 && level == 1)));
+    CHECK((archive.find("bn.weight")->as<float>()[3] == 77) == (level == 1));
+  }
+}
+
+TEST_CASE("state_dicts that do not fit are refused by name") {
+  Net net = make_net();
+  const Archive good = train::to_state_dict(net, Level{0});
+  const auto on = [&](const std::string& target, auto&& what) {
+    return changed(good, [&](std::string& name, auto& shape, auto& values) {
+      if (name == target) what(name, shape, values);
+    });
+  };
+  CHECK(holds(error_of(on("bn.running_var", [](auto& name, auto&, auto&) { name.clear(); })),
+              "bn.running_var: expected a parameter of shape [8], found none"));
+  CHECK(holds(error_of(on("fc.bias",
+                          [](auto&, auto& shape, auto&) {
+                            shape = {1, 5};
+                          })),
+              "fc.bias: expected shape [5]"));
+  CHECK(holds(error_of(on("fc.weight",
+                          [](auto&, auto&, auto& values) { values[3] = std::numeric_limits<float>::quiet_NaN(); })),
+              "fc.weight, number 3"));
+  CHECK(holds(error_of(on("bn.running_var", [](auto&, auto&, auto& values) { values[7] = -1; })),
+              "bn.running_var, number 7"));
+  Archive extra = changed(good, [](auto&, auto&, auto&) {});
+  const std::vector<float> one(1);
+  extra.add<float>("layer9.weight", {1}, 0, one);
+  CHECK(holds(error_of(extra), "layer9.weight: expected no such parameter"));
+  Archive integers;
+  for (const auto& view : good.arrays())
+    if (view.name != "fc.bias") integers.add_view(view);
+  integers.add<std::int64_t>("fc.bias", {5}, 0, std::vector<std::int64_t>(5));
+  CHECK(holds(error_of(integers), "fc.bias: expected type F32 or F64, found I64"));
+  CHECK(holds(error_of(good, [](const std::string& name) { return name == "bn.bias" ? "bn.weight" : name; }),
+              "one array for the parameter bn.weight"));
+  CHECK(holds(error_of(Archive()), "conv.weight"));
+}
+
+TEST_CASE("a state_dict may be renamed, in double precision, and have batch counters") {
+  Net net = make_net();
+  Archive archive;
+  const Archive good = train::to_state_dict(net, Level{0});
+  for (const auto& view : good.arrays()) {
+    std::vector<double> values;
+    for (const float value : view.as<float>()) values.push_back(static_cast<double>(value));
+    archive.add<double>("module." + view.name, view.shape, 0, values);
+  }
+  archive.add<std::int64_t>("module.bn.num_batches_tracked", {}, 0, std::vector<std::int64_t>(1));
+  const auto rename = [](const std::string& name) { return name.substr(7); };
+  Net other({});
+  REQUIRE(train::from_state_dict(other, archive, rename).ok());
+  CHECK((other.conv.weight().value == net.conv.weight().value).all());
+  archive.add<std::int64_t>("module.fc.num_batches_tracked", {}, 0, std::vector<std::int64_t>(1));
+  CHECK_FALSE(train::from_state_dict(other, archive, rename).ok());  // fc has no norm
+}
