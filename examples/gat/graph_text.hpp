@@ -77,8 +77,8 @@ class Lines {
 }
 
 /// A whole number from 0 to `most`. Error: anything else (names the line).
-[[nodiscard]] inline strata::Result<std::int64_t> number_of(std::string_view word, std::int64_t most,
-                                                            const char* what, const Lines& lines) {
+[[nodiscard]] inline strata::Result<std::int64_t> number_of(std::string_view word, std::int64_t most, const char* what,
+                                                            const Lines& lines) {
   std::int64_t value = -1;
   const auto [end, code] = std::from_chars(word.data(), word.data() + word.size(), value);
   if (word.empty() || code != std::errc() || end != word.data() + word.size() || value < 0 || value > most)
@@ -179,8 +179,7 @@ class Lines {
     const auto word = detail::take_word(line);
     const auto part = parts.find(word);
     if (part == parts.end()) return split.value().error("train, val or test", word);
-    if (part->second.second != 0)
-      return split.value().error("each part once", std::string(word) + " again");
+    if (part->second.second != 0) return split.value().error("each part once", std::string(word) + " again");
     part->second.second = split.value().number();
     for (auto text = detail::take_word(line); !text.empty(); text = detail::take_word(line)) {
       const auto node = detail::number_of(text, nodes - 1, "a node", split.value());

@@ -9,6 +9,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -37,7 +38,9 @@ class DropoutChoice {
         kept_(1 / (1 - rate)) {}
 
   [[nodiscard]] bool active() const noexcept { return active_; }
-  /// 0 or 1 / (1 - rate).
+  /// What kept numbers are multiplied with.
+  [[nodiscard]] double kept() const noexcept { return kept_; }
+  /// 0 or `kept()`.
   [[nodiscard]] double factor(index_t i) const noexcept {
     std::uint64_t h = base_ + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
     h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
@@ -52,6 +55,25 @@ class DropoutChoice {
   std::uint64_t limit_;
   double kept_;
 };
+
+/// Calls `f` with `size`, as a constant where it is one of the usual ones: loops of known length stay in registers.
+template <class F>
+void with_size(index_t size, F&& f) {
+  if (size == 8) {
+    f(std::integral_constant<index_t, 8>());
+  } else if (size == 64) {
+    f(std::integral_constant<index_t, 64>());
+  } else {
+    f(size);
+  }
+}
+
+/// to[0 .. size-1] += factor * from[0 .. size-1]; the two do not overlap.
+template <class Scalar, class Size>
+[[gnu::always_inline]] inline void add_scaled(Size size, Scalar factor, const Scalar* __restrict from,
+                                              Scalar* __restrict to) {
+  for (index_t i = 0; i < size; ++i) to[i] += factor * from[i];
+}
 
 /// The weights that `level` holds, zero elsewhere, with a column for each input feature.
 template <class Scalar>
@@ -92,8 +114,7 @@ template <class Scalar>
                                      double dropout) {
   using Matrix = detail::Matrix<Scalar>;
   const index_t outputs = weight.shape[0];
-  // A weight meets the nodes that have its feature; this is the mean over the features.
-  weight.uses = std::max<index_t>(1, (x.entries() + x.features() / 2) / x.features());
+  weight.uses = x.nodes();  // budgets count products of whole matrices, whatever zeros the input has
   const Level level = context.level;
   const detail::DropoutChoice choice(context, dropout);
   const auto w = detail::weights_by_feature(weight, level);
@@ -110,8 +131,8 @@ template <class Scalar>
         if (choice.active()) value *= static_cast<Scalar>(choice.factor(static_cast<index_t>(k)));
         v[k] = value;
         if (value == 0) continue;
-        const Scalar* const row = w.data() + x.indices()[k] * outputs;
-        for (index_t o = 0; o < outputs; ++o) sum[o] += value * row[o];
+        detail::with_size(
+            outputs, [&](auto size) { detail::add_scaled(size, value, w.data() + x.indices()[k] * outputs, sum); });
       }
     }
   });
@@ -128,8 +149,8 @@ template <class Scalar>
           const auto k = static_cast<std::size_t>(x.by_feature()[i]);
           const Scalar value = v[k];
           if (value == 0) continue;
-          const Scalar* const row = dh + x.rows()[k] * outputs;
-          for (index_t o = 0; o < outputs; ++o) sum[o] += value * row[o];
+          detail::with_size(outputs,
+                            [&](auto size) { detail::add_scaled(size, value, dh + x.rows()[k] * outputs, sum); });
         }
       }
     });
@@ -231,20 +252,25 @@ template <class Scalar>
       for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e)
         for (index_t k = 0; k < heads; ++k) sums[k] += a[e * heads + k];
       sums = sums.inverse();
-      Scalar* const out = y.value().data() + node * y.shape().channels;
-      std::fill(out, out + y.shape().channels, Scalar{0});
-      for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e) {
-        const Scalar* const from = h.value().data() + graph.sources()[at(e)] * width;
+      for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e)
         for (index_t k = 0; k < heads; ++k) {
           const index_t i = e * heads + k;
           a[i] *= sums[k];
           used[i] = choice.active() ? a[i] * static_cast<Scalar>(choice.factor(i)) : a[i];
-          if (used[i] == 0) continue;
-          Scalar* const head_out = out + (concat ? k * channels : 0);
-          for (index_t c = 0; c < channels; ++c) head_out[c] += share * used[i] * from[k * channels + c];
+        }
+    }
+    // Dropped weights are multiplied like the others: a branch on them could not be predicted.
+    detail::with_size(channels, [&](auto size) {
+      for (index_t node = first; node < last; ++node) {
+        Scalar* const out = y.value().data() + node * y.shape().channels;
+        std::fill(out, out + y.shape().channels, Scalar{0});
+        for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e) {
+          const Scalar* const from = h.value().data() + graph.sources()[at(e)] * width;
+          for (index_t k = 0; k < heads; ++k)
+            detail::add_scaled(size, share * used[e * heads + k], from + k * size, out + (concat ? k * size : 0));
         }
       }
-    }
+    });
   });
   context.record([=, &context, &source, &target] {
     const Tensor<Scalar> dz = context.make(graph.edges(), {heads, 1, 1}, false);
@@ -257,23 +283,29 @@ template <class Scalar>
     Scalar* const dscores = scores.gradient().data();
     // Target by target: through weighted sum, dropout, softmax and leaky ReLU to the scores.
     context.for_parts(nodes, [&](index_t, index_t first, index_t last) {
-      Array mean(heads);
-      for (index_t node = first; node < last; ++node) {
-        const Scalar* const out = dy + node * out_width;
-        mean.setZero();
-        for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e) {
-          const Scalar* const from = h.value().data() + graph.sources()[at(e)] * width;
-          for (index_t k = 0; k < heads; ++k) {
-            const index_t i = e * heads + k;
-            d[i] = 0;
-            if (used[i] == 0) continue;
-            const Scalar* const head_out = out + (concat ? k * channels : 0);
-            Scalar sum = 0;
-            for (index_t c = 0; c < channels; ++c) sum += head_out[c] * from[k * channels + c];
-            d[i] = sum * share * (choice.active() ? static_cast<Scalar>(choice.factor(i)) : Scalar{1});
-            mean[k] += a[i] * d[i];
+      detail::with_size(channels, [&](auto size) {
+        for (index_t node = first; node < last; ++node) {
+          const Scalar* const out = dy + node * out_width;
+          for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e) {
+            const Scalar* const from = h.value().data() + graph.sources()[at(e)] * width;
+            for (index_t k = 0; k < heads; ++k) {
+              const Scalar* const head_out = out + (concat ? k * size : 0);
+              Scalar sum = 0;
+              for (index_t c = 0; c < size; ++c) sum += head_out[c] * from[k * size + c];
+              d[e * heads + k] = sum * share;
+            }
           }
         }
+      });
+      Array mean(heads);
+      for (index_t node = first; node < last; ++node) {
+        mean.setZero();
+        for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e)
+          for (index_t k = 0; k < heads; ++k) {
+            const index_t i = e * heads + k;
+            if (choice.active()) d[i] *= used[i] == 0 ? Scalar{0} : static_cast<Scalar>(choice.kept());
+            mean[k] += a[i] * d[i];
+          }
         const Scalar* const own = s + node * 2 * heads + heads;
         Scalar* const down = dscores + node * 2 * heads + heads;
         for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e) {
@@ -289,38 +321,44 @@ template <class Scalar>
     // Source by source, so that every sum has one owner and one order.
     Scalar* const dh = h.gradient().data();
     context.for_parts(nodes, [&](index_t, index_t first, index_t last) {
-      for (index_t node = first; node < last; ++node) {
-        Scalar* const to = dh + node * width;
-        Scalar* const down = dscores + node * 2 * heads;
-        for (index_t o = graph.outgoing_offsets()[at(node)]; o < graph.outgoing_offsets()[at(node + 1)]; ++o) {
-          const index_t e = graph.outgoing()[at(o)];
-          const Scalar* const out = dy + graph.targets()[at(e)] * out_width;
-          for (index_t k = 0; k < heads; ++k) {
-            const index_t i = e * heads + k;
-            down[k] += d[i];
-            if (used[i] == 0) continue;
-            const Scalar* const head_out = out + (concat ? k * channels : 0);
-            for (index_t c = 0; c < channels; ++c) to[k * channels + c] += share * used[i] * head_out[c];
+      detail::with_size(channels, [&](auto size) {
+        for (index_t node = first; node < last; ++node) {
+          Scalar* const to = dh + node * width;
+          Scalar* const down = dscores + node * 2 * heads;
+          for (index_t o = graph.outgoing_offsets()[at(node)]; o < graph.outgoing_offsets()[at(node + 1)]; ++o) {
+            const index_t e = graph.outgoing()[at(o)];
+            const Scalar* const out = dy + graph.targets()[at(e)] * out_width;
+            for (index_t k = 0; k < heads; ++k) {
+              const index_t i = e * heads + k;
+              down[k] += d[i];
+              detail::add_scaled(size, share * used[i], out + (concat ? k * size : 0), to + k * size);
+            }
           }
         }
-      }
+      });
     });
     const auto ds = scores.gradient_matrix();
     auto dh_matrix = h.gradient_matrix();
     context.for_parts(nodes, [&](index_t, index_t first, index_t last) {
       dh_matrix.middleCols(first, last - first).noalias() += vectors->transpose() * ds.middleCols(first, last - first);
     });
-    context.for_parts(heads, [&](index_t, index_t first, index_t last) {
-      for (index_t k = first; k < last; ++k) {
-        const Matrix gradients = h.matrix().middleRows(k * channels, channels) *
-                                 (Matrix(nodes, 2) << ds.row(k).transpose(), ds.row(heads + k).transpose()).finished();
-        for (index_t c = 0; c < channels; ++c) {
-          const index_t i = k * channels + c;
-          if (source.contains(i, level)) source.gradient[i] += gradients(c, 0);
-          if (target.contains(i, level)) target.gradient[i] += gradients(c, 1);
-        }
-      }
+    Matrix sums = Matrix::Zero(2 * width, Context<Scalar>::parts);  // of both vectors' gradients
+    context.for_parts(nodes, [&](index_t part, index_t first, index_t last) {
+      detail::with_size(channels, [&](auto size) {
+        for (index_t node = first; node < last; ++node)
+          for (index_t k = 0; k < heads; ++k) {
+            const Scalar* const from = h.value().data() + node * width + k * size;
+            const Scalar* const down = dscores + node * 2 * heads + k;
+            Scalar* const to = sums.data() + part * 2 * width + k * size;
+            detail::add_scaled(size, down[0], from, to);
+            detail::add_scaled(size, down[heads], from, to + width);
+          }
+      });
     });
+    for (index_t i = 0; i < width; ++i) {
+      if (source.contains(i, level)) source.gradient[i] += sums.row(i).sum();
+      if (target.contains(i, level)) target.gradient[i] += sums.row(width + i).sum();
+    }
   });
   return y;
 }
