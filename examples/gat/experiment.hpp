@@ -29,15 +29,15 @@ struct Settings {
   std::int64_t fixed_epochs = 200;
   std::int64_t tune_epochs = 50;
   double rate = 0.005;
-  double sparse_rate = 0.005;
+  double sparse_rate = 0.01;
   double tune_rate = 0.002;
   double decay = 5e-4;
   double distillation = 0.7;
   double temperature = 1;
   int random_paths = 1;
-  double weight_floor = 1;     ///< least density of conv2.lin.weight
-  double attention_floor = 1;  ///< least density of the attention vectors
-  double penalty = 5e-3;       ///< of ADMM
+  double weight_floor = 0.4;     ///< least density of conv2.lin.weight
+  double attention_floor = 0.3;  ///< least density of the attention vectors
+  double penalty = 5e-3;         ///< of ADMM
 };
 
 /// Weights of one level and the multiply-adds that a run of it does with them, and the same of the whole network.

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -146,16 +147,41 @@ void project_dense(const SparseFeatures& x, index_t first, index_t last, const S
   }
 }
 
-/// As above for dense rows of `features` numbers, `pitch` apart.
+namespace detail {
+
+/// One vector of the rows of `count` nodes, so that their sums do not wait for each other.
+template <class Arch, std::size_t count, class Scalar>
+[[gnu::always_inline]] inline void project_vector(const Scalar* x, index_t pitch, const GraphIndex* places,
+                                                  index_t features, const Scalar* weights, index_t row,
+                                                  Scalar* h) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  [&]<std::size_t... n>(std::index_sequence<n...>) {
+    std::array<Batch, count> sums{((void)n, Batch(Scalar{0}))...};
+    for (index_t k = 0; k < features; ++k) {
+      const Batch w = Batch::load_aligned(weights + k * row);
+      const Scalar* const source = x + places[k];
+      ((sums[n] = xsimd::fma(Batch(source[static_cast<index_t>(n) * pitch]), w, sums[n])), ...);
+    }
+    (sums[n].store_aligned(h + static_cast<index_t>(n) * row), ...);
+  }
+  (std::make_index_sequence<count>());
+}
+
+}  // namespace detail
+
+/// As above for dense rows, `pitch` apart, whose feature k lies at places[k] of its row.
 template <class Arch, class Scalar>
-void project_dense(const Scalar* x, index_t pitch, index_t features, index_t first, index_t last, const Scalar* weights,
-                   const HeadLayout& layout, Scalar* h) noexcept {
-  for (index_t node = first; node < last; ++node) {
-    const Scalar* const source = x + node * pitch;
-    const auto terms = [&](auto&& add) __attribute__((always_inline)) {
-      for (index_t k = 0; k < features; ++k) add(source[k], weights + k * layout.row);
-    };
-    detail::weighted_row<Arch>(terms, layout.row, h + node * layout.row);
+void project_dense(const Scalar* x, index_t pitch, const GraphIndex* places, index_t features, index_t first,
+                   index_t last, const Scalar* weights, const HeadLayout& layout, Scalar* h) noexcept {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  for (index_t at = 0; at < layout.row; at += lanes) {
+    index_t node = first;
+    for (; node + 8 <= last; node += 8)
+      detail::project_vector<Arch, 8>(x + node * pitch, pitch, places, features, weights + at, layout.row,
+                                      h + node * layout.row + at);
+    for (; node < last; ++node)
+      detail::project_vector<Arch, 1>(x + node * pitch, pitch, places, features, weights + at, layout.row,
+                                      h + node * layout.row + at);
   }
 }
 
@@ -182,14 +208,15 @@ void project_leveled(const SparseFeatures& x, index_t first, index_t last, const
 namespace detail {
 
 template <index_t count, class Scalar, class Index>
-void project_rows(const Scalar* x, index_t pitch, const LeveledRows<Scalar, Index>& weights, Level level,
-                  const HeadLayout& layout, Scalar* h) noexcept {
+void project_rows(const Scalar* x, index_t pitch, const GraphIndex* places, const LeveledRows<Scalar, Index>& weights,
+                  Level level, const HeadLayout& layout, Scalar* h) noexcept {
   std::fill(h, h + count * layout.row, Scalar{0});
   for (index_t head = 0; head < layout.heads; ++head)
     for (index_t channel = 0; channel < layout.channels; ++channel) {
       std::array<Scalar, static_cast<std::size_t>(count)> sums{};
       weights.for_row(head * layout.channels + channel, level, [&](index_t column, Scalar w) {
-        for (index_t i = 0; i < count; ++i) sums[static_cast<std::size_t>(i)] += w * x[i * pitch + column];
+        const Scalar* const source = x + places[column];
+        for (index_t i = 0; i < count; ++i) sums[static_cast<std::size_t>(i)] += w * source[i * pitch];
       });
       Scalar* const target = h + layout.position(head, channel);
       for (index_t i = 0; i < count; ++i) target[i * layout.row] = sums[static_cast<std::size_t>(i)];
@@ -198,17 +225,18 @@ void project_rows(const Scalar* x, index_t pitch, const LeveledRows<Scalar, Inde
 
 }  // namespace detail
 
-/// Nodes first .. last-1 of h = X W^T for dense rows `pitch` apart and level-sorted `weights`, outputs x features with
-/// output = head * channels + channel. Eight nodes share a weight, so that their sums do not wait for each other.
+/// Nodes first .. last-1 of h = X W^T for dense rows, `pitch` apart, whose feature k lies at places[k] and level-sorted
+/// `weights`, outputs x features with output = head * channels + channel. Eight nodes share a weight, so that their
+/// sums do not wait for each other.
 template <class Scalar, class Index>
-void project_leveled(const Scalar* x, index_t pitch, index_t first, index_t last,
+void project_leveled(const Scalar* x, index_t pitch, const GraphIndex* places, index_t first, index_t last,
                      const LeveledRows<Scalar, Index>& weights, Level level, const HeadLayout& layout,
                      Scalar* h) noexcept {
   index_t node = first;
   for (; node + 8 <= last; node += 8)
-    detail::project_rows<8>(x + node * pitch, pitch, weights, level, layout, h + node * layout.row);
+    detail::project_rows<8>(x + node * pitch, pitch, places, weights, level, layout, h + node * layout.row);
   for (; node < last; ++node)
-    detail::project_rows<1>(x + node * pitch, pitch, weights, level, layout, h + node * layout.row);
+    detail::project_rows<1>(x + node * pitch, pitch, places, weights, level, layout, h + node * layout.row);
 }
 
 /// Scores of nodes first .. last-1: a node's dot product, head by head, with the attention vectors `source` and
@@ -258,7 +286,8 @@ struct AttentionOutput {
   bool concat = true;            ///< false: mean over the heads
   const Scalar* bias = nullptr;  ///< concat: [layout.row], zero where no head is; else one a channel; null: none
   Activation activation = Activation::identity;
-  Scalar* values = nullptr;  ///< [node][pitch], head by head; whole vectors of a row may be written
+  /// [node][pitch], aligned: with `concat` in the order of the layout, pitch = layout.row; else channel by channel.
+  Scalar* values = nullptr;
   index_t pitch = 0;
 };
 
@@ -305,6 +334,55 @@ void add_neighbours(const GraphIndex* sources, index_t edges, const Scalar* h, i
     add_neighbours<Arch, 1, one_group>(sources, edges, h, pitch, weights, score, groups, offset, row);
 }
 
+/// The mean over the heads of a node's sums, then bias and activation.
+template <class Scalar>
+void mean_over_heads(const HeadLayout& layout, const Scalar* row, const AttentionOutput<Scalar>& output,
+                     Scalar* target) noexcept {
+  for (index_t channel = 0; channel < layout.channels; ++channel) {
+    Scalar sum = 0;
+    for (index_t head = 0; head < layout.heads; ++head) sum += row[layout.position(head, channel)];
+    sum /= static_cast<Scalar>(layout.heads);
+    if (output.bias != nullptr) sum += output.bias[channel];
+    target[channel] = activate(sum, output.activation);
+  }
+}
+
+/// Weights and weighted sum of one node in one pass over its edges, everything in registers: for several heads whose
+/// attention weights fit a vector and rows of `count` vectors.
+template <class Arch, std::size_t count, class Scalar>
+[[gnu::always_inline]] inline void attend_in_registers(const GraphIndex* sources, index_t degree, const Scalar* h,
+                                                       const Scalar* source_scores, const Scalar* own, Scalar slope,
+                                                       const AttentionOutput<Scalar>& output, Scalar* target) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  constexpr auto row = static_cast<index_t>(count) * lanes;
+  const Batch mine = Batch::load_aligned(own);
+  const Batch leak(slope);
+  Batch top(-std::numeric_limits<Scalar>::infinity());
+  for (index_t e = 0; e < degree; ++e) top = xsimd::max(top, Batch::load_aligned(source_scores + sources[e] * lanes));
+  top += mine;
+  top = xsimd::max(top, top * leak);
+  [&]<std::size_t... v>(std::index_sequence<v...>) {
+    std::array<Batch, count> sums{((void)v, Batch(Scalar{0}))...};
+    Batch total(Scalar{0});
+    for (index_t e = 0; e < degree; ++e) {
+      const Batch z = Batch::load_aligned(source_scores + sources[e] * lanes) + mine;
+      const Batch w = xsimd::exp(xsimd::max(z, z * leak) - top);
+      const Scalar* const from = h + sources[e] * row;
+      total += w;
+      ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
+    }
+    const Batch factor = degree == 0 ? Batch(Scalar{0}) : Batch(Scalar{1}) / total;
+    ((sums[v] *= factor), ...);
+    if (output.concat && output.bias != nullptr)
+      ((sums[v] += Batch::load_aligned(output.bias + static_cast<index_t>(v) * lanes)), ...);
+    if (output.concat && output.activation != Activation::identity)
+      ((sums[v] = activate(sums[v], output.activation)), ...);
+    (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
+  }
+  (std::make_index_sequence<count>());
+}
+
 }  // namespace detail
 
 /// Elements of scratch that one task of `graph_attention` needs, aligned.
@@ -326,8 +404,7 @@ void graph_attention(const Graph& graph, index_t first, index_t last, const Head
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const bool single = layout.score == 1;  // edges lie in the lanes, else heads do
   const index_t groups = single ? 1 : layout.score / lanes;
-  Scalar* const row = scratch;
-  Scalar* const top = row + layout.row;
+  Scalar* const top = scratch + layout.row;
   Scalar* const total = top + round_up(layout.score, lanes);
   Scalar* const weights = total + round_up(layout.score, lanes);
   const GraphIndex* const offsets = graph.offsets().data();
@@ -336,6 +413,41 @@ void graph_attention(const Graph& graph, index_t first, index_t last, const Head
     const GraphIndex* const sources = graph.sources().data() + offsets[node];
     const index_t degree = offsets[node + 1] - offsets[node];
     const Scalar* const own = target_scores + node * layout.score;
+    Scalar* const target = output.values + node * output.pitch;
+    Scalar* const row = output.concat ? target : scratch;
+    if (!single && groups == 1 && layout.row <= 8 * lanes) {
+      const auto attend = [&](auto count) __attribute__((always_inline)) {
+        detail::attend_in_registers<Arch, count()>(sources, degree, h, source_scores, own, slope, output, row);
+      };
+      switch (layout.row / lanes) {
+        case 1:
+          attend(std::integral_constant<std::size_t, 1>());
+          break;
+        case 2:
+          attend(std::integral_constant<std::size_t, 2>());
+          break;
+        case 3:
+          attend(std::integral_constant<std::size_t, 3>());
+          break;
+        case 4:
+          attend(std::integral_constant<std::size_t, 4>());
+          break;
+        case 5:
+          attend(std::integral_constant<std::size_t, 5>());
+          break;
+        case 6:
+          attend(std::integral_constant<std::size_t, 6>());
+          break;
+        case 7:
+          attend(std::integral_constant<std::size_t, 7>());
+          break;
+        default:
+          attend(std::integral_constant<std::size_t, 8>());
+          break;
+      }
+      if (!output.concat) detail::mean_over_heads(layout, row, output, target);
+      continue;
+    }
     std::fill(row, row + layout.row, Scalar{0});
     // Leaky ReLU does not fall, so the largest score is that of the largest source.
     if (single) {
@@ -396,26 +508,15 @@ void graph_attention(const Graph& graph, index_t first, index_t last, const Head
         (Batch::load_aligned(row + v * lanes) / sum).store_aligned(row + v * lanes);
       }
     }
-    Scalar* const target = output.values + node * output.pitch;
-    if (output.concat) {
-      for (index_t at = 0; at < layout.row; at += lanes) {
-        Batch y = Batch::load_aligned(row + at);
-        if (output.bias != nullptr) y += Batch::load_aligned(output.bias + at);
-        if (output.activation != Activation::identity) y = activate(y, output.activation);
-        y.store_aligned((layout.period == 1 ? target : row) + at);
-      }
-      if (layout.period == 1) continue;
-      for (index_t head = 0; head < layout.heads; ++head)
-        for (index_t channel = 0; channel < layout.channels; ++channel)
-          target[head * layout.channels + channel] = row[layout.position(head, channel)];
-    } else {
-      for (index_t channel = 0; channel < layout.channels; ++channel) {
-        Scalar sum = 0;
-        for (index_t head = 0; head < layout.heads; ++head) sum += row[layout.position(head, channel)];
-        sum /= static_cast<Scalar>(layout.heads);
-        if (output.bias != nullptr) sum += output.bias[channel];
-        target[channel] = activate(sum, output.activation);
-      }
+    if (!output.concat) {
+      detail::mean_over_heads(layout, row, output, target);
+      continue;
+    }
+    for (index_t at = 0; at < layout.row; at += lanes) {
+      Batch y = Batch::load_aligned(row + at);
+      if (output.bias != nullptr) y += Batch::load_aligned(output.bias + at);
+      if (output.activation != Activation::identity) y = activate(y, output.activation);
+      y.store_aligned(row + at);
     }
   }
 }

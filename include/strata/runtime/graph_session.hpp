@@ -72,9 +72,7 @@ class GraphSession {
   /// model().levels().
   std::span<const Scalar> forward(Level level) noexcept {
     context_->set_level(level);
-    const auto y = model_.network()(*context_, input_);
-    for (index_t node = 0; node < y.nodes(); ++node)
-      std::copy_n(y.row(node), y.features(), output_.data() + node * y.features());
+    write_rows(model_.network()(*context_, input_), output_.data());
     return output_;
   }
 

@@ -187,11 +187,15 @@ class GraphAttention {
                                                 const Graph& graph) const {
     if (!check(context, false, x.nodes(), x.features(), graph))
       return {context.arena(), graph.nodes(), options_.output_features(), context.lanes};
+    const Block place_block = context.arena().take(x.features() * static_cast<index_t>(sizeof(GraphIndex)));
+    auto* const places = reinterpret_cast<GraphIndex*>(place_block.data());
+    for (index_t f = 0; f < x.features(); ++f) places[f] = static_cast<GraphIndex>(x.place(f));
     return run(context, graph, [&, level = context.level()](index_t first, index_t last, Scalar* h) {
       if (weights_.is_sparse()) {
-        kernels::project_leveled(x.data(), x.pitch(), first, last, weights_.rows(), level, weights_.layout(), h);
+        kernels::project_leveled(x.data(), x.pitch(), places, first, last, weights_.rows(), level, weights_.layout(),
+                                 h);
       } else {
-        kernels::project_dense<Arch>(x.data(), x.pitch(), options_.in_features, first, last, weights_.dense(),
+        kernels::project_dense<Arch>(x.data(), x.pitch(), places, x.features(), first, last, weights_.dense(),
                                      weights_.layout(), h);
       }
     });
@@ -216,7 +220,10 @@ class GraphAttention {
     const kernels::HeadLayout& layout = weights_.layout();
     constexpr auto size = static_cast<index_t>(sizeof(Scalar));
     const index_t nodes = graph.nodes();
-    NodeFeatures<Scalar> y(context.arena(), nodes, options_.output_features(), context.lanes);
+    NodeFeatures<Scalar> y = options_.concat
+                                 ? NodeFeatures<Scalar>(context.arena(), nodes, options_.output_features(), layout.row,
+                                                        layout.channels, layout.period)
+                                 : NodeFeatures<Scalar>(context.arena(), nodes, layout.channels, context.lanes);
     const Block h_block = context.arena().take(nodes * layout.row * size);
     const Block source_block = context.arena().take(nodes * layout.score * size);
     const Block target_block = context.arena().take(nodes * layout.score * size);
