@@ -3,7 +3,9 @@
 
 #include <strata/layers/context.hpp>
 #include <strata/layers/inference/conv2d.hpp>
+#include <strata/layers/inference/graph_attention.hpp>
 #include <strata/layers/inference/linear.hpp>
+#include <strata/layers/inference/node_features.hpp>
 #include <strata/layers/inference/pooling.hpp>
 #include <strata/layers/inference/shape.hpp>
 
@@ -18,6 +20,8 @@ struct Inference {
   using Tensor = strata::Tensor<Scalar>;
   using Conv2d = inference::Conv2d<Scalar, Arch>;
   using Linear = inference::Linear<Scalar, Arch>;
+  using NodeFeatures = inference::NodeFeatures<Scalar>;
+  using GraphAttention = inference::GraphAttention<Scalar, Arch>;
   using MaxPool2d = inference::MaxPool2d<Scalar, Arch>;
   using AvgPool2d = inference::AvgPool2d<Scalar, Arch>;
   using GlobalAvgPool2d = inference::GlobalAvgPool2d<Scalar, Arch>;

@@ -277,7 +277,8 @@ class Trainer {
   void make_optimiser() {
     const auto all = parameters<Scalar>(network_);
     if (recipe_.adamw) {
-      auto adam = std::make_unique<AdamW<Scalar>>(all, typename AdamW<Scalar>::Options{.decay = recipe_.decay});
+      auto adam = std::make_unique<AdamW<Scalar>>(
+          all, typename AdamW<Scalar>::Options{.decay = recipe_.decay, .decoupled = !recipe_.coupled_decay});
       adam->set_steps(phase_step_);
       optimiser_ = std::move(adam);
     } else {

@@ -292,6 +292,8 @@ template <class Scalar>
       if (keep) before->segment(p * channels, channels) = target;
       if (activation == Activation::relu) {
         target = target.max(Scalar{0});
+      } else if (activation == Activation::elu) {  // in this form for whole vectors at once
+        target = target.max(Scalar{0}) + (target.min(Scalar{0}).exp() - Scalar{1});
       } else if (activation != Activation::identity) {
         for (index_t c = 0; c < channels; ++c) target[c] = detail::activate(Scalar(target[c]), activation);
       }
@@ -308,6 +310,8 @@ template <class Scalar>
         auto dz = dy.col(p).array();
         if (activation == Activation::relu) {
           dz = (y.matrix().col(p).array() > Scalar{0}).select(dz, Scalar{0});
+        } else if (activation == Activation::elu) {
+          dz *= before->segment(p * channels, channels).min(Scalar{0}).exp();
         } else if (keep) {
           for (index_t c = 0; c < channels; ++c) dz[c] *= detail::derivative((*before)[p * channels + c], activation);
         }

@@ -76,7 +76,8 @@ class Sgd {
   std::vector<typename Parameter<Scalar>::Array> velocity_;
 };
 
-/// Adam with decoupled weight decay (arXiv 1711.05101).
+/// Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101), or with the decay added to the gradient as in
+/// PyTorch's Adam.
 template <class Scalar>
 class AdamW {
  public:
@@ -85,6 +86,7 @@ class AdamW {
     double beta2 = 0.999;
     double epsilon = 1e-8;
     double decay = 0.01;
+    bool decoupled = true;  ///< false: decay * w is part of the gradient, so that it passes through the moments
   };
 
   AdamW(std::vector<Parameter<Scalar>*> parameters, const Options& options)
@@ -105,10 +107,12 @@ class AdamW {
     const auto root = static_cast<Scalar>(1 / std::sqrt(correction2));
     for (std::size_t p = 0; p < parameters_.size(); ++p) {
       Parameter<Scalar>& parameter = *parameters_[p];
-      const auto shrink = static_cast<Scalar>(parameter.decay ? 1 - rate * options_.decay : 1);
+      const bool decays = parameter.decay;
+      const auto shrink = static_cast<Scalar>(decays && options_.decoupled ? 1 - rate * options_.decay : 1);
+      const auto pull = static_cast<Scalar>(decays && !options_.decoupled ? options_.decay : 0);
       for (index_t i = 0; i < parameter.value.size(); ++i) {
         if (!detail::may_change(parameter, i, trainable)) continue;
-        const Scalar gradient = parameter.gradient[i];
+        const Scalar gradient = parameter.gradient[i] + pull * parameter.value[i];
         mean_[p][i] += (1 - beta1) * (gradient - mean_[p][i]);
         square_[p][i] += (1 - beta2) * (gradient * gradient - square_[p][i]);
         parameter.value[i] =

@@ -51,6 +51,7 @@ struct Recipe {
   double penalty = 5e-3;      ///< ADMM: rho, the pull towards the projection
 
   bool adamw = false;  ///< AdamW instead of SGD with Nesterov momentum
+  bool coupled_decay = false;  ///< with `adamw`: the decay is part of the gradient, as in PyTorch's Adam
   double momentum = 0.9;
   double decay = 5e-4;  ///< weight decay
 
@@ -79,6 +80,7 @@ struct Recipe {
     f("temperature", temperature);
     f("penalty", penalty);
     f("adamw", adamw ? 1.0 : 0.0);
+    if (coupled_decay) f("coupled_decay", 1.0);  // only then, so that older checkpoints stay valid
     f("momentum", momentum);
     f("decay", decay);
     f("floor", floor);

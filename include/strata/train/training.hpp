@@ -13,6 +13,7 @@
 #include <strata/layers/module.hpp>
 #include <strata/layers/options.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/train/graph_attention.hpp>
 #include <strata/train/operations.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/tape.hpp>
@@ -267,6 +268,8 @@ struct Training {
   using Tensor = train::Tensor<Scalar>;
   using Conv2d = train::Conv2d<Scalar>;
   using Linear = train::Linear<Scalar>;
+  using NodeFeatures = train::Tensor<Scalar>;
+  using GraphAttention = train::GraphAttention<Scalar>;
   using MaxPool2d = WindowPool<Scalar, true>;
   using AvgPool2d = WindowPool<Scalar, false>;
   using GlobalAvgPool2d = train::GlobalAvgPool2d<Scalar>;

@@ -1,0 +1,104 @@
+// The rows of an experiment: one measured model each, kept as JSON, and the statistics over seeds that tables and
+// comparisons are made of.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <strata/core/error.hpp>
+#include <strata/io/atomic_file.hpp>
+
+namespace gat {
+
+/// Reads a file of rows, a JSON array of objects; none if there is no such file. Error: another content.
+[[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return nlohmann::json::array();
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  nlohmann::json rows = nlohmann::json::parse(text, nullptr, false);
+  if (!rows.is_array() || !std::all_of(rows.begin(), rows.end(), [](const auto& row) { return row.is_object(); }))
+    return strata::Error(path, "rows of an experiment as a JSON array of objects", "something else");
+  for (const auto& row : rows)
+    for (const char* key : {"arm", "level", "seed", "validation", "accuracy", "weights", "flops"})
+      if (!row.contains(key)) return strata::Error(path, std::string("rows with \"") + key + "\"", "one without");
+  return rows;
+}
+
+/// Writes one row a line, whole or not at all.
+[[nodiscard]] inline strata::Status write_rows(const nlohmann::json& rows, const std::string& path) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < rows.size(); ++i) text += (i == 0 ? "\n" : ",\n") + rows[i].dump();
+  text += "\n]\n";
+  return strata::io::write_atomically(path, {std::as_bytes(std::span(text))});
+}
+
+/// Mean and standard deviation (of a sample) of some numbers.
+struct Summary {
+  std::size_t count = 0;
+  double mean = 0;
+  double deviation = 0;
+};
+
+[[nodiscard]] inline Summary summarise(const std::vector<double>& values) {
+  Summary summary{values.size(), 0, 0};
+  for (const double value : values) summary.mean += value / static_cast<double>(values.size());
+  for (const double value : values) summary.deviation += (value - summary.mean) * (value - summary.mean);
+  summary.deviation = values.size() < 2 ? 0 : std::sqrt(summary.deviation / static_cast<double>(values.size() - 1));
+  return summary;
+}
+
+/// The 97.5 % quantile of Student's t with `freedom` degrees (Cornish-Fisher expansion; 2.093 for 19).
+[[nodiscard]] inline double student_quantile(double freedom) {
+  constexpr double z = 1.959964;
+  return z + (z * z * z + z) / (4 * freedom) +
+         (5 * std::pow(z, 5) + 16 * std::pow(z, 3) + 3 * z) / (96 * freedom * freedom);
+}
+
+/// Half of the two-sided 95 % confidence interval of a mean; infinite for fewer than two values.
+[[nodiscard]] inline double half_interval(const Summary& summary) {
+  if (summary.count < 2) return INFINITY;
+  const auto n = static_cast<double>(summary.count);
+  return student_quantile(n - 1) * summary.deviation / std::sqrt(n);
+}
+
+/// A level's name in tables and keys: "dense", "1", or "1>0" for a path that drops.
+[[nodiscard]] inline std::string level_text(const nlohmann::json& row) {
+  const auto& level = row.at("level");
+  return level.is_string() ? level.get<std::string>() : std::to_string(level.get<int>());
+}
+
+/// `key` of the rows of one arm and level by seed; rows where it is null are left out.
+[[nodiscard]] inline std::map<std::int64_t, double> by_seed(const nlohmann::json& rows, const std::string& arm,
+                                                            const std::string& level, const char* key) {
+  std::map<std::int64_t, double> values;
+  for (const auto& row : rows)
+    if (row.at("arm") == arm && level_text(row) == level && row.at(key).is_number())
+      values[row.at("seed").get<std::int64_t>()] = row.at(key).get<double>();
+  return values;
+}
+
+/// a - b for the seeds that both have.
+[[nodiscard]] inline std::vector<double> differences(const std::map<std::int64_t, double>& a,
+                                                     const std::map<std::int64_t, double>& b) {
+  std::vector<double> result;
+  for (const auto& [seed, value] : a)
+    if (const auto other = b.find(seed); other != b.end()) result.push_back(value - other->second);
+  return result;
+}
+
+[[nodiscard]] inline std::vector<double> values_of(const std::map<std::int64_t, double>& map) {
+  std::vector<double> result;
+  for (const auto& [seed, value] : map) result.push_back(value);
+  return result;
+}
+
+}  // namespace gat

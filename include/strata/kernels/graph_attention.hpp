@@ -1,0 +1,575 @@
+// Kernels of a graph attention layer: projection of sparse or dense node features by level-sorted or dense weights, and
+// the fused attention (scores, leaky ReLU, softmax over incoming edges, weighted sum, bias, activation). The plain form
+// of the whole layer stands at the end. They know arrays; options and parameters are the layer's business.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <xsimd/xsimd.hpp>
+
+#include <strata/core/activation.hpp>
+#include <strata/core/types.hpp>
+#include <strata/kernels/epilogue.hpp>
+#include <strata/layers/graph.hpp>
+#include <strata/sparse/leveled_csr.hpp>
+
+namespace strata::kernels {
+
+/// Where the heads of a node lie: channel by channel with the heads innermost, `period` elements from one channel to
+/// the next, so that the attention weights of an edge are one vector that fits every channel without shuffling.
+struct HeadLayout {
+  index_t heads = 1;
+  index_t channels = 1;  ///< of each head
+  index_t period = 1;    ///< heads rounded up to a divisor or a multiple of the vector's lanes
+  index_t row = 1;       ///< elements of a node, whole vectors; those that belong to no head are zero
+  index_t score = 1;     ///< elements of a node's score: one for one head, else the period repeated to whole vectors
+
+  /// Preconditions: heads, channels, lanes >= 1; lanes a power of two.
+  [[nodiscard]] static constexpr HeadLayout make(index_t heads, index_t channels, index_t lanes) noexcept {
+    HeadLayout layout;
+    layout.heads = heads;
+    layout.channels = channels;
+    layout.period = 1;
+    while (layout.period < heads && layout.period < lanes) layout.period *= 2;
+    if (layout.period < heads) layout.period = round_up(heads, lanes);
+    layout.row = round_up(channels * layout.period, lanes);
+    layout.score = layout.period == 1 ? 1 : (layout.period < lanes ? lanes : layout.period);
+    return layout;
+  }
+  [[nodiscard]] constexpr index_t position(index_t head, index_t channel) const noexcept {
+    return channel * period + head;
+  }
+};
+
+/// A level-sorted matrix with the start of every row, where the matrix itself has one for every 16 rows: what rows in
+/// any order need.
+template <class Scalar, class Index>
+class LeveledRows {
+ public:
+  LeveledRows() = default;
+  explicit LeveledRows(LeveledCsr<Scalar, Index> matrix) : matrix_(std::move(matrix)) {
+    for (int s = 0; s < matrix_.levels(); ++s) {
+      std::vector<std::uint32_t> starts = {0};
+      starts.reserve(matrix_.stratum(s).lengths.size() + 1);
+      for (const Index length : matrix_.stratum(s).lengths) starts.push_back(starts.back() + length);
+      starts_.push_back(std::move(starts));
+    }
+  }
+
+  [[nodiscard]] const LeveledCsr<Scalar, Index>& matrix() const noexcept { return matrix_; }
+
+  /// Calls `f(column, value)` for the non-zeros of `row` that `level` holds.
+  template <class F>
+  [[gnu::always_inline]] inline void for_row(index_t row, Level level, F&& f) const noexcept {
+    const index_t blocks = matrix_.blocks();
+    for (int s = 0; s <= level.index; ++s) {
+      const auto& stratum = matrix_.stratum(s);
+      const std::uint32_t* const starts = starts_[static_cast<std::size_t>(s)].data();
+      for (index_t block = 0; block < blocks; ++block) {
+        const index_t at = block * matrix_.rows() + row;
+        const index_t base = block * matrix_.block_columns();
+        const Scalar* const values = stratum.values.data();
+        const Index* const indices = stratum.indices.data();
+        for (std::uint32_t k = starts[at]; k < starts[at + 1]; ++k) f(base + indices[k], values[k]);
+      }
+    }
+  }
+
+ private:
+  LeveledCsr<Scalar, Index> matrix_;
+  std::vector<std::vector<std::uint32_t>> starts_;
+};
+
+namespace detail {
+
+/// Sums of `count` vectors over the terms that `for_each(f)` passes as f(factor, row of weights).
+template <class Arch, std::size_t count, class Scalar, class Terms>
+[[gnu::always_inline]] inline void weighted_rows(const Terms& terms, index_t offset, Scalar* output) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  [&]<std::size_t... v>(std::index_sequence<v...>) {
+    std::array<Batch, count> sums{((void)v, Batch(Scalar{0}))...};
+    terms([&](Scalar factor, const Scalar* row) __attribute__((always_inline)) {
+      const Batch f(factor);
+      ((sums[v] = xsimd::fma(f, Batch::load_aligned(row + offset + static_cast<index_t>(v * Batch::size)), sums[v])),
+       ...);
+    });
+    (sums[v].store_aligned(output + offset + static_cast<index_t>(v * Batch::size)), ...);
+  }
+  (std::make_index_sequence<count>());
+}
+
+/// `weighted_rows` for rows of any number of vectors, eight at a time.
+template <class Arch, class Scalar, class Terms>
+[[gnu::always_inline]] inline void weighted_row(const Terms& terms, index_t row, Scalar* output) noexcept {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  index_t offset = 0;
+  for (; row - offset >= 8 * lanes; offset += 8 * lanes) weighted_rows<Arch, 8>(terms, offset, output);
+  for (; row - offset >= 4 * lanes; offset += 4 * lanes) weighted_rows<Arch, 4>(terms, offset, output);
+  for (; offset < row; offset += lanes) weighted_rows<Arch, 1>(terms, offset, output);
+}
+
+/// Moves sums in heads-innermost order without gaps to their places and zeroes the rest of the row.
+template <class Scalar>
+void spread_heads(const HeadLayout& layout, Scalar* row) noexcept {
+  if (layout.period == layout.heads) return;
+  for (index_t channel = layout.channels - 1; channel >= 0; --channel) {
+    for (index_t head = layout.heads - 1; head >= 0; --head)
+      row[layout.position(head, channel)] = row[channel * layout.heads + head];
+    for (index_t head = layout.heads; head < layout.period; ++head) row[layout.position(head, channel)] = 0;
+  }
+}
+
+}  // namespace detail
+
+/// Nodes first .. last-1 of h = X W for sparse X and dense `weights`, [feature][layout.row] in the order of the layout.
+/// `h` is [node][layout.row]; both are aligned.
+template <class Arch, class Scalar>
+void project_dense(const SparseFeatures& x, index_t first, index_t last, const Scalar* weights,
+                   const HeadLayout& layout, Scalar* h) noexcept {
+  const GraphIndex* const offsets = x.offsets().data();
+  const GraphIndex* const indices = x.indices().data();
+  const float* const values = x.values().data();
+  for (index_t node = first; node < last; ++node) {
+    const auto terms = [&](auto&& add) __attribute__((always_inline)) {
+      for (GraphIndex k = offsets[node]; k < offsets[node + 1]; ++k)
+        add(static_cast<Scalar>(values[k]), weights + indices[k] * layout.row);
+    };
+    detail::weighted_row<Arch>(terms, layout.row, h + node * layout.row);
+  }
+}
+
+namespace detail {
+
+/// One vector of the rows of `count` nodes, so that their sums do not wait for each other.
+template <class Arch, std::size_t count, class Scalar>
+[[gnu::always_inline]] inline void project_vector(const Scalar* x, index_t pitch, const GraphIndex* places,
+                                                  index_t features, const Scalar* weights, index_t row,
+                                                  Scalar* h) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  [&]<std::size_t... n>(std::index_sequence<n...>) {
+    std::array<Batch, count> sums{((void)n, Batch(Scalar{0}))...};
+    for (index_t k = 0; k < features; ++k) {
+      const Batch w = Batch::load_aligned(weights + k * row);
+      const Scalar* const source = x + places[k];
+      ((sums[n] = xsimd::fma(Batch(source[static_cast<index_t>(n) * pitch]), w, sums[n])), ...);
+    }
+    (sums[n].store_aligned(h + static_cast<index_t>(n) * row), ...);
+  }
+  (std::make_index_sequence<count>());
+}
+
+}  // namespace detail
+
+/// As above for dense rows, `pitch` apart, whose feature k lies at places[k] of its row.
+template <class Arch, class Scalar>
+void project_dense(const Scalar* x, index_t pitch, const GraphIndex* places, index_t features, index_t first,
+                   index_t last, const Scalar* weights, const HeadLayout& layout, Scalar* h) noexcept {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  for (index_t at = 0; at < layout.row; at += lanes) {
+    index_t node = first;
+    for (; node + 8 <= last; node += 8)
+      detail::project_vector<Arch, 8>(x + node * pitch, pitch, places, features, weights + at, layout.row,
+                                      h + node * layout.row + at);
+    for (; node < last; ++node)
+      detail::project_vector<Arch, 1>(x + node * pitch, pitch, places, features, weights + at, layout.row,
+                                      h + node * layout.row + at);
+  }
+}
+
+/// Nodes first .. last-1 of h = X W for sparse X and level-sorted `weights`, features x outputs with the outputs in
+/// heads-innermost order (column = channel * heads + head). Time follows the pairs of a feature of the node and a
+/// weight of that feature in the level.
+template <class Scalar, class Index>
+void project_leveled(const SparseFeatures& x, index_t first, index_t last, const LeveledRows<Scalar, Index>& weights,
+                     Level level, const HeadLayout& layout, Scalar* h) noexcept {
+  const GraphIndex* const offsets = x.offsets().data();
+  const GraphIndex* const indices = x.indices().data();
+  const float* const values = x.values().data();
+  for (index_t node = first; node < last; ++node) {
+    Scalar* const row = h + node * layout.row;
+    std::fill(row, row + layout.row, Scalar{0});
+    for (GraphIndex k = offsets[node]; k < offsets[node + 1]; ++k) {
+      const auto value = static_cast<Scalar>(values[k]);
+      weights.for_row(indices[k], level, [&](index_t column, Scalar w) { row[column] += value * w; });
+    }
+    detail::spread_heads(layout, row);
+  }
+}
+
+namespace detail {
+
+template <index_t count, class Scalar, class Index>
+void project_rows(const Scalar* x, index_t pitch, const GraphIndex* places, const LeveledRows<Scalar, Index>& weights,
+                  Level level, const HeadLayout& layout, Scalar* h) noexcept {
+  std::fill(h, h + count * layout.row, Scalar{0});
+  for (index_t head = 0; head < layout.heads; ++head)
+    for (index_t channel = 0; channel < layout.channels; ++channel) {
+      std::array<Scalar, static_cast<std::size_t>(count)> sums{};
+      weights.for_row(head * layout.channels + channel, level, [&](index_t column, Scalar w) {
+        const Scalar* const source = x + places[column];
+        for (index_t i = 0; i < count; ++i) sums[static_cast<std::size_t>(i)] += w * source[i * pitch];
+      });
+      Scalar* const target = h + layout.position(head, channel);
+      for (index_t i = 0; i < count; ++i) target[i * layout.row] = sums[static_cast<std::size_t>(i)];
+    }
+}
+
+}  // namespace detail
+
+/// Nodes first .. last-1 of h = X W^T for dense rows, `pitch` apart, whose feature k lies at places[k] and level-sorted
+/// `weights`, outputs x features with output = head * channels + channel. Eight nodes share a weight, so that their
+/// sums do not wait for each other.
+template <class Scalar, class Index>
+void project_leveled(const Scalar* x, index_t pitch, const GraphIndex* places, index_t first, index_t last,
+                     const LeveledRows<Scalar, Index>& weights, Level level, const HeadLayout& layout,
+                     Scalar* h) noexcept {
+  index_t node = first;
+  for (; node + 8 <= last; node += 8)
+    detail::project_rows<8>(x + node * pitch, pitch, places, weights, level, layout, h + node * layout.row);
+  for (; node < last; ++node)
+    detail::project_rows<1>(x + node * pitch, pitch, places, weights, level, layout, h + node * layout.row);
+}
+
+/// Scores of nodes first .. last-1: a node's dot product, head by head, with the attention vectors `source` and
+/// `target` ([layout.row], zero where no head is). Outputs are [node][layout.score].
+template <class Arch, class Scalar>
+void attention_scores(index_t first, index_t last, const Scalar* h, const HeadLayout& layout, const Scalar* source,
+                      const Scalar* target, Scalar* source_scores, Scalar* target_scores) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const index_t groups = layout.period > lanes ? layout.period / lanes : 1;  // vectors of one channel
+  alignas(64) Scalar a[Batch::size];
+  alignas(64) Scalar b[Batch::size];
+  for (index_t node = first; node < last; ++node) {
+    const Scalar* const row = h + node * layout.row;
+    for (index_t group = 0; group < groups; ++group) {
+      Batch s(Scalar{0});
+      Batch t(Scalar{0});
+      for (index_t at = group * lanes; at < layout.row; at += groups * lanes) {
+        const Batch x = Batch::load_aligned(row + at);
+        s = xsimd::fma(x, Batch::load_aligned(source + at), s);
+        t = xsimd::fma(x, Batch::load_aligned(target + at), t);
+      }
+      if (layout.period >= lanes) {
+        s.store_aligned(source_scores + node * layout.score + group * lanes);
+        t.store_aligned(target_scores + node * layout.score + group * lanes);
+        continue;
+      }
+      // Several channels share a vector: fold them, and repeat the sums to whole vectors if there are several heads.
+      s.store_aligned(a);
+      t.store_aligned(b);
+      for (index_t width = lanes / 2; width >= layout.period; width /= 2)
+        for (index_t i = 0; i < width; ++i) {
+          a[i] += a[i + width];
+          b[i] += b[i + width];
+        }
+      for (index_t i = 0; i < layout.score; ++i) {
+        source_scores[node * layout.score + i] = a[i & (layout.period - 1)];
+        target_scores[node * layout.score + i] = b[i & (layout.period - 1)];
+      }
+    }
+  }
+}
+
+/// What becomes of the weighted sums of a node.
+template <class Scalar>
+struct AttentionOutput {
+  bool concat = true;            ///< false: mean over the heads
+  const Scalar* bias = nullptr;  ///< concat: [layout.row], zero where no head is; else one a channel; null: none
+  Activation activation = Activation::identity;
+  /// [node][pitch], aligned: with `concat` in the order of the layout, pitch = layout.row; else channel by channel.
+  Scalar* values = nullptr;
+  index_t pitch = 0;
+};
+
+namespace detail {
+
+/// Edges whose attention weights are computed before their neighbours are summed up.
+inline constexpr index_t attention_chunk = 128;
+
+template <class Arch, std::size_t count, bool one_group, class Scalar>
+[[gnu::always_inline]] inline void add_neighbours(const GraphIndex* sources, index_t edges, const Scalar* h,
+                                                  index_t pitch, const Scalar* weights, index_t score, index_t groups,
+                                                  index_t offset, Scalar* row) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  [&]<std::size_t... v>(std::index_sequence<v...>) {
+    std::array<Batch, count> sums{Batch::load_aligned(row + offset + static_cast<index_t>(v) * lanes)...};
+    for (index_t e = 0; e < edges; ++e) {
+      const Scalar* const from = h + sources[e] * pitch + offset;
+      if constexpr (one_group) {
+        const Batch w = score == 1 ? Batch(weights[e]) : Batch::load_aligned(weights + e * score);
+        ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
+      } else {
+        const Scalar* const w = weights + e * score;
+        ((sums[v] = xsimd::fma(Batch::load_aligned(w + (offset / lanes + static_cast<index_t>(v)) % groups * lanes),
+                               Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])),
+         ...);
+      }
+    }
+    (sums[v].store_aligned(row + offset + static_cast<index_t>(v) * lanes), ...);
+  }
+  (std::make_index_sequence<count>());
+}
+
+template <class Arch, bool one_group, class Scalar>
+void add_neighbours(const GraphIndex* sources, index_t edges, const Scalar* h, index_t pitch, const Scalar* weights,
+                    index_t score, index_t groups, Scalar* row) noexcept {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  index_t offset = 0;
+  for (; pitch - offset >= 8 * lanes; offset += 8 * lanes)
+    add_neighbours<Arch, 8, one_group>(sources, edges, h, pitch, weights, score, groups, offset, row);
+  for (; pitch - offset >= 4 * lanes; offset += 4 * lanes)
+    add_neighbours<Arch, 4, one_group>(sources, edges, h, pitch, weights, score, groups, offset, row);
+  for (; offset < pitch; offset += lanes)
+    add_neighbours<Arch, 1, one_group>(sources, edges, h, pitch, weights, score, groups, offset, row);
+}
+
+/// The mean over the heads of a node's sums, then bias and activation.
+template <class Scalar>
+void mean_over_heads(const HeadLayout& layout, const Scalar* row, const AttentionOutput<Scalar>& output,
+                     Scalar* target) noexcept {
+  for (index_t channel = 0; channel < layout.channels; ++channel) {
+    Scalar sum = 0;
+    for (index_t head = 0; head < layout.heads; ++head) sum += row[layout.position(head, channel)];
+    sum /= static_cast<Scalar>(layout.heads);
+    if (output.bias != nullptr) sum += output.bias[channel];
+    target[channel] = activate(sum, output.activation);
+  }
+}
+
+/// Weights and weighted sum of one node in one pass over its edges, everything in registers: for several heads whose
+/// attention weights fit a vector and rows of `count` vectors.
+template <class Arch, std::size_t count, class Scalar>
+[[gnu::always_inline]] inline void attend_in_registers(const GraphIndex* sources, index_t degree, const Scalar* h,
+                                                       const Scalar* source_scores, const Scalar* own, Scalar slope,
+                                                       const AttentionOutput<Scalar>& output, Scalar* target) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  constexpr auto row = static_cast<index_t>(count) * lanes;
+  const Batch mine = Batch::load_aligned(own);
+  const Batch leak(slope);
+  Batch top(-std::numeric_limits<Scalar>::infinity());
+  for (index_t e = 0; e < degree; ++e) top = xsimd::max(top, Batch::load_aligned(source_scores + sources[e] * lanes));
+  top += mine;
+  top = xsimd::max(top, top * leak);
+  [&]<std::size_t... v>(std::index_sequence<v...>) {
+    std::array<Batch, count> sums{((void)v, Batch(Scalar{0}))...};
+    Batch total(Scalar{0});
+    for (index_t e = 0; e < degree; ++e) {
+      const Batch z = Batch::load_aligned(source_scores + sources[e] * lanes) + mine;
+      const Batch w = xsimd::exp(xsimd::max(z, z * leak) - top);
+      const Scalar* const from = h + sources[e] * row;
+      total += w;
+      ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
+    }
+    const Batch factor = degree == 0 ? Batch(Scalar{0}) : Batch(Scalar{1}) / total;
+    ((sums[v] *= factor), ...);
+    if (output.concat && output.bias != nullptr)
+      ((sums[v] += Batch::load_aligned(output.bias + static_cast<index_t>(v) * lanes)), ...);
+    if (output.concat && output.activation != Activation::identity)
+      ((sums[v] = activate(sums[v], output.activation)), ...);
+    (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
+  }
+  (std::make_index_sequence<count>());
+}
+
+}  // namespace detail
+
+/// Elements of scratch that one task of `graph_attention` needs, aligned.
+template <class Arch, class Scalar>
+[[nodiscard]] constexpr index_t attention_scratch(const HeadLayout& layout) noexcept {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  return layout.row + 2 * round_up(layout.score, lanes) + detail::attention_chunk * layout.score;
+}
+
+/// Nodes first .. last-1 of the layer's second half, fused: for every incoming edge leaky_relu(source score + target
+/// score), softmax over the node's edges with the largest score subtracted, weighted sum of the sources' `h`, then
+/// `output`. Nothing is stored per edge beyond a chunk of them. A node without incoming edges has a sum of zero.
+/// Precondition: 0 <= slope <= 1, `scratch` of `attention_scratch` elements, 64-byte aligned.
+template <class Arch, class Scalar>
+void graph_attention(const Graph& graph, index_t first, index_t last, const HeadLayout& layout, const Scalar* h,
+                     const Scalar* source_scores, const Scalar* target_scores, Scalar slope,
+                     const AttentionOutput<Scalar>& output, Scalar* scratch) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const bool single = layout.score == 1;  // edges lie in the lanes, else heads do
+  const index_t groups = single ? 1 : layout.score / lanes;
+  Scalar* const top = scratch + layout.row;
+  Scalar* const total = top + round_up(layout.score, lanes);
+  Scalar* const weights = total + round_up(layout.score, lanes);
+  const GraphIndex* const offsets = graph.offsets().data();
+  const Batch leak(slope);
+  for (index_t node = first; node < last; ++node) {
+    const GraphIndex* const sources = graph.sources().data() + offsets[node];
+    const index_t degree = offsets[node + 1] - offsets[node];
+    const Scalar* const own = target_scores + node * layout.score;
+    Scalar* const target = output.values + node * output.pitch;
+    Scalar* const row = output.concat ? target : scratch;
+    if (!single && groups == 1 && layout.row <= 8 * lanes) {
+      const auto attend = [&](auto count) __attribute__((always_inline)) {
+        detail::attend_in_registers<Arch, count()>(sources, degree, h, source_scores, own, slope, output, row);
+      };
+      switch (layout.row / lanes) {
+        case 1:
+          attend(std::integral_constant<std::size_t, 1>());
+          break;
+        case 2:
+          attend(std::integral_constant<std::size_t, 2>());
+          break;
+        case 3:
+          attend(std::integral_constant<std::size_t, 3>());
+          break;
+        case 4:
+          attend(std::integral_constant<std::size_t, 4>());
+          break;
+        case 5:
+          attend(std::integral_constant<std::size_t, 5>());
+          break;
+        case 6:
+          attend(std::integral_constant<std::size_t, 6>());
+          break;
+        case 7:
+          attend(std::integral_constant<std::size_t, 7>());
+          break;
+        default:
+          attend(std::integral_constant<std::size_t, 8>());
+          break;
+      }
+      if (!output.concat) detail::mean_over_heads(layout, row, output, target);
+      continue;
+    }
+    std::fill(row, row + layout.row, Scalar{0});
+    // Leaky ReLU does not fall, so the largest score is that of the largest source.
+    if (single) {
+      Scalar largest = -std::numeric_limits<Scalar>::infinity();
+      for (index_t e = 0; e < degree; ++e) largest = std::max(largest, source_scores[sources[e]]);
+      largest += *own;
+      *top = std::max(largest, largest * slope);
+      *total = 0;
+    } else {
+      for (index_t g = 0; g < layout.score; g += lanes) {
+        Batch largest(-std::numeric_limits<Scalar>::infinity());
+        for (index_t e = 0; e < degree; ++e)
+          largest = xsimd::max(largest, Batch::load_aligned(source_scores + sources[e] * layout.score + g));
+        largest += Batch::load_aligned(own + g);
+        xsimd::max(largest, largest * leak).store_aligned(top + g);
+        Batch(Scalar{0}).store_aligned(total + g);
+      }
+    }
+    for (index_t begin = 0; begin < degree; begin += detail::attention_chunk) {
+      const index_t edges = std::min(detail::attention_chunk, degree - begin);
+      const GraphIndex* const chunk = sources + begin;
+      if (single) {
+        const index_t padded = round_up(edges, lanes);
+        for (index_t e = 0; e < edges; ++e) weights[e] = source_scores[chunk[e]];
+        for (index_t e = edges; e < padded; ++e) weights[e] = 0;
+        const Batch mine(*own);
+        const Batch largest(*top);
+        for (index_t e = 0; e < padded; e += lanes) {
+          const Batch z = Batch::load_aligned(weights + e) + mine;
+          xsimd::exp(xsimd::max(z, z * leak) - largest).store_aligned(weights + e);
+        }
+        Scalar sum = 0;
+        for (index_t e = 0; e < edges; ++e) sum += weights[e];
+        *total += sum;
+      } else {
+        for (index_t g = 0; g < layout.score; g += lanes) {
+          const Batch mine = Batch::load_aligned(own + g);
+          const Batch largest = Batch::load_aligned(top + g);
+          Batch sum = Batch::load_aligned(total + g);
+          for (index_t e = 0; e < edges; ++e) {
+            const Batch z = Batch::load_aligned(source_scores + chunk[e] * layout.score + g) + mine;
+            const Batch w = xsimd::exp(xsimd::max(z, z * leak) - largest);
+            sum += w;
+            w.store_aligned(weights + e * layout.score + g);
+          }
+          sum.store_aligned(total + g);
+        }
+      }
+      if (groups == 1) {
+        detail::add_neighbours<Arch, true>(chunk, edges, h, layout.row, weights, layout.score, groups, row);
+      } else {
+        detail::add_neighbours<Arch, false>(chunk, edges, h, layout.row, weights, layout.score, groups, row);
+      }
+    }
+    if (degree > 0) {
+      for (index_t v = 0; v < layout.row / lanes; ++v) {
+        const Batch sum = single ? Batch(*total) : Batch::load_aligned(total + v % groups * lanes);
+        (Batch::load_aligned(row + v * lanes) / sum).store_aligned(row + v * lanes);
+      }
+    }
+    if (!output.concat) {
+      detail::mean_over_heads(layout, row, output, target);
+      continue;
+    }
+    for (index_t at = 0; at < layout.row; at += lanes) {
+      Batch y = Batch::load_aligned(row + at);
+      if (output.bias != nullptr) y += Batch::load_aligned(output.bias + at);
+      if (output.activation != Activation::identity) y = activate(y, output.activation);
+      y.store_aligned(row + at);
+    }
+  }
+}
+
+namespace reference {
+
+/// The whole layer in plain loops, as in the paper: `x` [node][features], `weights` [heads * channels][features],
+/// `source` and `target` [heads][channels], `bias` empty or one an output. Returns [node][outputs].
+template <class Scalar>
+[[nodiscard]] std::vector<Scalar> graph_attention(const Graph& graph, std::span<const Scalar> x, index_t features,
+                                                  index_t heads, index_t channels, std::span<const Scalar> weights,
+                                                  std::span<const Scalar> source, std::span<const Scalar> target,
+                                                  std::span<const Scalar> bias, Scalar slope, bool concat,
+                                                  Activation activation) {
+  const auto at = [](index_t i) { return static_cast<std::size_t>(i); };
+  const index_t nodes = graph.nodes();
+  const index_t width = heads * channels;
+  const index_t outputs = concat ? width : channels;
+  std::vector<Scalar> h(at(nodes * width), Scalar{0});
+  for (index_t node = 0; node < nodes; ++node)
+    for (index_t o = 0; o < width; ++o)
+      for (index_t f = 0; f < features; ++f)
+        h[at(node * width + o)] += weights[at(o * features + f)] * x[at(node * features + f)];
+  std::vector<Scalar> y(at(nodes * outputs), Scalar{0});
+  for (index_t node = 0; node < nodes; ++node) {
+    for (index_t head = 0; head < heads; ++head) {
+      std::vector<Scalar> scores;
+      for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e) {
+        Scalar score = 0;
+        for (index_t c = 0; c < channels; ++c)
+          score += source[at(head * channels + c)] * h[at(graph.sources()[at(e)] * width + head * channels + c)] +
+                   target[at(head * channels + c)] * h[at(node * width + head * channels + c)];
+        scores.push_back(score > 0 ? score : slope * score);
+      }
+      if (scores.empty()) continue;
+      const Scalar largest = *std::max_element(scores.begin(), scores.end());
+      Scalar sum = 0;
+      for (Scalar& score : scores) sum += score = std::exp(score - largest);
+      for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e)
+        for (index_t c = 0; c < channels; ++c)
+          y[at(node * outputs + (concat ? head * channels : 0) + c)] +=
+              scores[at(e - graph.offsets()[at(node)])] / sum *
+              h[at(graph.sources()[at(e)] * width + head * channels + c)] /
+              (concat ? Scalar{1} : static_cast<Scalar>(heads));
+    }
+    for (index_t o = 0; o < outputs; ++o) {
+      Scalar& value = y[at(node * outputs + o)];
+      value = activate(bias.empty() ? value : value + bias[at(o)], activation);
+    }
+  }
+  return y;
+}
+
+}  // namespace reference
+
+}  // namespace strata::kernels

@@ -1,0 +1,282 @@
+// Graph attention layer of the inference family: its stored parameters and the two steps of a run (projection with
+// scores, fused attention), both spread over threads by nodes.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/types.hpp>
+#include <strata/kernels/graph_attention.hpp>
+#include <strata/layers/context.hpp>
+#include <strata/layers/graph.hpp>
+#include <strata/layers/graph_attention.hpp>
+#include <strata/layers/inference/node_features.hpp>
+#include <strata/layers/parameters.hpp>
+
+namespace strata::inference {
+
+namespace detail {
+
+/// Zeroed numbers of a layer's own, 64-byte aligned.
+template <class Scalar>
+class AlignedArray {
+ public:
+  AlignedArray() = default;
+  explicit AlignedArray(index_t size)
+      : data_(static_cast<Scalar*>(
+            ::operator new (static_cast<std::size_t>(size) * sizeof(Scalar), std::align_val_t{64}))) {
+    std::fill(data_.get(), data_.get() + size, Scalar{0});
+  }
+  [[nodiscard]] Scalar* get() const noexcept { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(Scalar* memory) const { ::operator delete (memory, std::align_val_t{64}); }
+  };
+  std::unique_ptr<Scalar, Free> data_;
+};
+
+}  // namespace detail
+
+/// The stored parameters of one graph attention layer. Level-sorted arrays are used where they lie; a dense matrix is
+/// copied once into the kernel's order.
+template <class Scalar, class Arch>
+class GraphAttentionWeights {
+ public:
+  using Rows = kernels::LeveledRows<Scalar, LinearIndex>;
+
+  /// What the archive holds under `name`: `lin.weight` (dense [heads * out_features, in_features] or level-sorted, by
+  /// feature for sparse input), `att_src` and `att_dst` (dense [1, heads, out_features] or level-sorted), `bias`.
+  void load(const std::string& name, const GraphAttentionOptions& options, ParameterSource& source) {
+    constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+    layout_ = kernels::HeadLayout::make(options.heads, options.out_features, lanes);
+    const index_t outputs = options.heads * options.out_features;
+    const std::string weight = name + ".lin.weight";
+    levels_ = source.levels();
+    is_sparse_ = source.has(weight + ".shape");
+    dense_size_ = outputs * options.in_features;
+    if (is_sparse_) {
+      const bool by_feature = options.sparse_input;
+      rows_ = Rows(source.leveled_csr<Scalar, LinearIndex>(weight, by_feature ? options.in_features : outputs,
+                                                           by_feature ? outputs : options.in_features));
+    } else {
+      const auto values = source.array<Scalar>(weight, {outputs, options.in_features});
+      dense_ = detail::AlignedArray<Scalar>(options.in_features * layout_.row);
+      if (!values.empty())
+        for (index_t head = 0; head < options.heads; ++head)
+          for (index_t channel = 0; channel < options.out_features; ++channel)
+            for (index_t f = 0; f < options.in_features; ++f)
+              dense_.get()[f * layout_.row + layout_.position(head, channel)] =
+                  values[static_cast<std::size_t>((head * options.out_features + channel) * options.in_features + f)];
+    }
+    load_vector(name + ".att_src", options, source, source_);
+    load_vector(name + ".att_dst", options, source, target_);
+    has_bias_ = options.bias;
+    if (!options.bias) return;
+    const auto bias = source.array<Scalar>(name + ".bias", {options.output_features()});
+    bias_ = detail::AlignedArray<Scalar>(std::max(layout_.row, options.output_features()));
+    for (std::size_t i = 0; i < bias.size(); ++i) {
+      const auto o = static_cast<index_t>(i);
+      bias_.get()[options.concat ? layout_.position(o / options.out_features, o % options.out_features) : o] = bias[i];
+    }
+  }
+
+  [[nodiscard]] bool is_sparse() const noexcept { return is_sparse_; }
+  [[nodiscard]] const Rows& rows() const noexcept { return rows_; }
+  [[nodiscard]] const Scalar* dense() const noexcept { return dense_.get(); }
+  [[nodiscard]] const Scalar* bias() const noexcept { return has_bias_ ? bias_.get() : nullptr; }
+  [[nodiscard]] const kernels::HeadLayout& layout() const noexcept { return layout_; }
+
+  /// The attention vectors of `level` in the kernel's order, for one run. Preconditions: [layout().row] each.
+  void attention_vectors(Level level, Scalar* source, Scalar* target) const noexcept {
+    expand(source_, level, source);
+    expand(target_, level, target);
+  }
+
+  /// Weights that `level` holds, attention vectors included.
+  [[nodiscard]] index_t nnz(Level level) const noexcept {
+    return (is_sparse_ ? rows_.matrix().nnz(level) : dense_size_) + source_.nnz(level) + target_.nnz(level);
+  }
+  /// Bytes that `level` reads.
+  [[nodiscard]] index_t bytes(Level level) const noexcept {
+    constexpr auto size = static_cast<index_t>(sizeof(Scalar));
+    return (is_sparse_ ? rows_.matrix().bytes(level) : dense_size_ * size) + source_.bytes(level) +
+           target_.bytes(level) + (has_bias_ ? layout_.heads * layout_.channels * size : 0);
+  }
+
+ private:
+  using Vector = LeveledCsr<Scalar, LinearIndex>;  ///< heads x out_features
+
+  static void load_vector(const std::string& name, const GraphAttentionOptions& options, ParameterSource& source,
+                          Vector& vector) {
+    if (source.has(name + ".shape")) {
+      vector = source.leveled_csr<Scalar, LinearIndex>(name, options.heads, options.out_features);
+      return;
+    }
+    const auto values = source.array<Scalar>(name, {1, options.heads, options.out_features});
+    if (values.empty()) return;
+    Result<Vector> made = Vector::try_from_dense(values, StratumMap(options.heads, options.out_features),
+                                                 linear_block_columns(options.out_features));
+    if (!made) {
+      source.fail(made.error().within(name));
+    } else {
+      vector = std::move(made).value();
+    }
+  }
+
+  void expand(const Vector& vector, Level level, Scalar* target) const noexcept {
+    std::fill(target, target + layout_.row, Scalar{0});
+    for (int s = 0; s <= level.index && s < vector.levels(); ++s) {
+      const auto& stratum = vector.stratum(s);
+      std::size_t next = 0;
+      for (index_t block = 0; block < vector.blocks(); ++block)
+        for (index_t head = 0; head < vector.rows(); ++head)
+          for (auto left = stratum.lengths[static_cast<std::size_t>(block * vector.rows() + head)]; left > 0;
+               --left, ++next)
+            target[layout_.position(head, block * vector.block_columns() + stratum.indices[next])] =
+                stratum.values[next];
+    }
+  }
+
+  int levels_ = 1;
+  bool is_sparse_ = false;
+  bool has_bias_ = false;
+  index_t dense_size_ = 0;
+  kernels::HeadLayout layout_;
+  Rows rows_;
+  detail::AlignedArray<Scalar> dense_;
+  detail::AlignedArray<Scalar> bias_;
+  Vector source_, target_;
+};
+
+/// See `GraphAttentionOptions`. Results do not depend on the number of threads.
+template <class Scalar, class Arch>
+class GraphAttention {
+ public:
+  static constexpr bool has_parameters = true;
+
+  explicit GraphAttention(const GraphAttentionOptions& options) : options_(options) { require_valid(options); }
+
+  [[nodiscard]] const GraphAttentionOptions& options() const noexcept { return options_; }
+  [[nodiscard]] const GraphAttentionWeights<Scalar, Arch>& weights() const noexcept { return weights_; }
+
+  void load(const std::string& name, const std::string& /*norm_name*/, ParameterSource& source) {
+    name_ = name;
+    weights_.load(name, options_, source);
+  }
+
+  /// Precondition: the layer's options say `sparse_input`.
+  [[nodiscard]] NodeFeatures<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const SparseFeatures& x,
+                                                const Graph& graph) const {
+    if (!check(context, true, x.nodes(), x.features(), graph))
+      return {context.arena(), graph.nodes(), options_.output_features(), context.lanes};
+    return run(context, graph, [&, level = context.level()](index_t first, index_t last, Scalar* h) {
+      if (weights_.is_sparse()) {
+        kernels::project_leveled(x, first, last, weights_.rows(), level, weights_.layout(), h);
+      } else {
+        kernels::project_dense<Arch>(x, first, last, weights_.dense(), weights_.layout(), h);
+      }
+    });
+  }
+  /// Precondition: the layer's options do not say `sparse_input`.
+  [[nodiscard]] NodeFeatures<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const NodeFeatures<Scalar>& x,
+                                                const Graph& graph) const {
+    if (!check(context, false, x.nodes(), x.features(), graph))
+      return {context.arena(), graph.nodes(), options_.output_features(), context.lanes};
+    const Block place_block = context.arena().take(x.features() * static_cast<index_t>(sizeof(GraphIndex)));
+    auto* const places = reinterpret_cast<GraphIndex*>(place_block.data());
+    for (index_t f = 0; f < x.features(); ++f) places[f] = static_cast<GraphIndex>(x.place(f));
+    return run(context, graph, [&, level = context.level()](index_t first, index_t last, Scalar* h) {
+      if (weights_.is_sparse()) {
+        kernels::project_leveled(x.data(), x.pitch(), places, first, last, weights_.rows(), level, weights_.layout(),
+                                 h);
+      } else {
+        kernels::project_dense<Arch>(x.data(), x.pitch(), places, x.features(), first, last, weights_.dense(),
+                                     weights_.layout(), h);
+      }
+    });
+  }
+
+ private:
+  [[nodiscard]] bool check(InferenceContext<Scalar, Arch>& context, bool sparse, index_t nodes, index_t features,
+                           const Graph& graph) const {
+    return context.check(sparse == options_.sparse_input && nodes == graph.nodes() && features == options_.in_features,
+                         [&] {
+                           const auto kind = [](bool is_sparse) { return is_sparse ? " sparse" : " dense"; };
+                           return Error(name_,
+                                        std::to_string(graph.nodes()) + " x " + std::to_string(options_.in_features) +
+                                            kind(options_.sparse_input) + " features",
+                                        std::to_string(nodes) + " x " + std::to_string(features) + kind(sparse));
+                         });
+  }
+
+  template <class Project>
+  [[nodiscard]] NodeFeatures<Scalar> run(InferenceContext<Scalar, Arch>& context, const Graph& graph,
+                                         const Project& project) const {
+    const kernels::HeadLayout& layout = weights_.layout();
+    constexpr auto size = static_cast<index_t>(sizeof(Scalar));
+    const index_t nodes = graph.nodes();
+    NodeFeatures<Scalar> y = options_.concat
+                                 ? NodeFeatures<Scalar>(context.arena(), nodes, options_.output_features(), layout.row,
+                                                        layout.channels, layout.period)
+                                 : NodeFeatures<Scalar>(context.arena(), nodes, layout.channels, context.lanes);
+    const Block h_block = context.arena().take(nodes * layout.row * size);
+    const Block source_block = context.arena().take(nodes * layout.score * size);
+    const Block target_block = context.arena().take(nodes * layout.score * size);
+    const Block vector_block = context.arena().take(2 * layout.row * size);
+    const auto as = [](const Block& block) { return reinterpret_cast<Scalar*>(block.data()); };
+    Scalar* const h = as(h_block);
+    Scalar* const source_scores = as(source_block);
+    Scalar* const target_scores = as(target_block);
+    Scalar* const vectors = as(vector_block);
+    weights_.attention_vectors(context.level(), vectors, vectors + layout.row);
+
+    const auto threads = static_cast<index_t>(context.executor().threads());
+    const index_t tasks = threads == 1 ? 1 : 4 * threads;  // several a thread: nodes differ in degree
+    const index_t scratch_size = round_up(kernels::attention_scratch<Arch, Scalar>(layout), Block::alignment / size);
+    const Block scratch_block = context.arena().take(tasks * scratch_size * size);
+    context.executor().parallel_for(tasks, [&](index_t task) {
+      // A few nodes at a time, so that scores find their rows in the L1 cache.
+      constexpr index_t step = 32;
+      const index_t end = (task + 1) * nodes / tasks;
+      for (index_t first = task * nodes / tasks; first < end; first += step) {
+        const index_t last = std::min(first + step, end);
+        project(first, last, h);
+        kernels::attention_scores<Arch>(first, last, h, layout, vectors, vectors + layout.row, source_scores,
+                                        target_scores);
+      }
+    });
+    kernels::AttentionOutput<Scalar> output{options_.concat, weights_.bias(), options_.activation, y.data(), y.pitch()};
+    const auto slope = static_cast<Scalar>(options_.negative_slope);
+    const auto first_node = [&](index_t task) {  // cuts nodes and edges together into equal parts
+      const auto offsets = graph.offsets();
+      const index_t wanted = task * (nodes + graph.edges()) / tasks;
+      index_t low = 0;
+      for (index_t high = nodes; low < high;) {
+        const index_t middle = low + (high - low) / 2;
+        if (middle + offsets[static_cast<std::size_t>(middle)] < wanted) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
+      }
+      return low;
+    };
+    context.executor().parallel_for(tasks, [&](index_t task) {
+      kernels::graph_attention<Arch>(graph, first_node(task), task + 1 == tasks ? nodes : first_node(task + 1), layout,
+                                     h, source_scores, target_scores, slope, output,
+                                     as(scratch_block) + task * scratch_size);
+    });
+    return y;
+  }
+
+  GraphAttentionOptions options_;
+  std::string name_ = "graph attention";
+  GraphAttentionWeights<Scalar, Arch> weights_;
+};
+
+}  // namespace strata::inference

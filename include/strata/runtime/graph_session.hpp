@@ -1,0 +1,95 @@
+// One thread's way to run a graph network: the graph, its features, the output, the arena and the threads. After
+// construction a run neither allocates nor throws. runtime/session.hpp is the same for pictures and vectors.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/error.hpp>
+#include <strata/core/executor.hpp>
+#include <strata/core/types.hpp>
+#include <strata/layers/graph.hpp>
+#include <strata/runtime/model.hpp>
+#include <strata/runtime/thread_pool.hpp>
+
+namespace strata {
+
+struct GraphSessionOptions {
+  int threads = 1;               ///< threads of the session's own pool, the calling one included
+  Executor* executor = nullptr;  ///< threads of the host program instead; has to outlive the session
+};
+
+/// Runs a model on one graph at a level chosen per call: all nodes at once. A session belongs to one thread at a time;
+/// several sessions may run the same model at once.
+template <class Model>
+class GraphSession {
+ public:
+  using Family = typename Model::Family;
+  using Scalar = typename Family::Scalar;
+  using Context = typename Family::Context;
+
+  /// Runs every level once: shapes are checked and the arena gets all memory it will need.
+  /// Raises: threads below 1, a graph, features and model that do not fit together (names the layer).
+  GraphSession(Model model, GraphInput input, const GraphSessionOptions& options = {})
+      : model_(std::move(model)),
+        pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
+        executor_(options.executor == nullptr ? *pool_ : *options.executor) {
+    if (options.threads < 1) raise(Error("graph session", "at least 1 thread", std::to_string(options.threads)));
+    set_input(std::move(input));
+  }
+
+  [[nodiscard]] const Model& model() const noexcept { return model_; }
+  [[nodiscard]] const GraphInput& input() const noexcept { return input_; }
+  /// For stage hooks.
+  [[nodiscard]] Context& context() noexcept { return *context_; }
+
+  /// Another graph or other features from now on; allocates, and forgets stage hooks. Raises: as the constructor, and
+  /// then the session stays as it was.
+  void set_input(GraphInput input) {
+    auto context = std::make_unique<Context>(executor_);
+    std::vector<Scalar> output;
+    context->set_checking(true);
+    for (int level = 0; level < model_.levels(); ++level) {
+      context->set_level(Level{level});
+      const auto y = model_.network()(*context, input);
+      if (context->error()) raise(*context->error());
+      output.resize(static_cast<std::size_t>(y.nodes() * y.features()));
+    }
+    context->set_checking(false);
+    input_ = std::move(input);
+    context_ = std::move(context);
+    output_ = std::move(output);
+  }
+
+  /// The output of the last run, nodes x features row-major.
+  [[nodiscard]] std::span<const Scalar> output() const noexcept { return output_; }
+
+  /// Neither allocates nor throws nor locks (beyond what the executor does). Precondition: 0 <= level.index <
+  /// model().levels().
+  std::span<const Scalar> forward(Level level) noexcept {
+    context_->set_level(level);
+    write_rows(model_.network()(*context_, input_), output_.data());
+    return output_;
+  }
+
+  /// `forward`; the result stays valid until the next run. Raises: a level that the model does not have.
+  std::span<const Scalar> run(Level level) {
+    if (level.index < 0 || level.index >= model_.levels())
+      raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
+    return forward(level);
+  }
+
+ private:
+  Model model_;
+  GraphInput input_;
+  std::unique_ptr<ThreadPool> pool_;
+  Executor& executor_;
+  std::unique_ptr<Context> context_;
+  std::vector<Scalar> output_;
+};
+
+}  // namespace strata
