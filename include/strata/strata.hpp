@@ -17,6 +17,7 @@
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
 #include <strata/kernels/panel.hpp>
+#include <strata/kernels/point_set.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
@@ -25,6 +26,7 @@
 #include <strata/layers/module.hpp>
 #include <strata/layers/options.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/layers/point_set.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/session.hpp>
 #include <strata/runtime/thread_pool.hpp>

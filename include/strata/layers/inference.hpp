@@ -4,6 +4,7 @@
 #include <strata/layers/context.hpp>
 #include <strata/layers/inference/conv2d.hpp>
 #include <strata/layers/inference/linear.hpp>
+#include <strata/layers/inference/point_set.hpp>
 #include <strata/layers/inference/pooling.hpp>
 #include <strata/layers/inference/shape.hpp>
 
@@ -24,6 +25,11 @@ struct Inference {
   using Flatten = inference::Flatten<Scalar, Arch>;
   using Dropout = inference::Dropout<Scalar, Arch>;
   using ActivationLayer = inference::ActivationLayer<Scalar, Arch>;
+  using FarthestPointSampling = inference::FarthestPointSampling<Scalar, Arch>;
+  using BallGrouping = inference::BallGrouping<Scalar, Arch>;
+  using GroupMax = inference::GroupMax<Scalar, Arch>;
+  using GlobalMaxPool2d = inference::GlobalMaxPool2d<Scalar, Arch>;
+  using Concatenate = inference::Concatenate<Scalar, Arch>;
 };
 
 }  // namespace strata
