@@ -213,24 +213,42 @@ TEST_CASE("a ball is open, holds its first points and repeats the first of them"
   CHECK(found(0.5F, 2) == std::vector<PointIndex>{0, 0});  // an empty ball
 }
 
-TEST_CASE("grouping agrees with its scalar twin and writes nothing beyond") {
+TEMPLATE_TEST_CASE("grouping agrees with its scalar twin and writes nothing beyond", "", float, double) {
+  using Scalar = TestType;
   std::mt19937 random(8);
-  std::uniform_real_distribution<float> uniform(-1, 1);
-  std::vector<float> source(77), centre(100);
-  for (float& x : source) x = uniform(random);
-  for (float& x : centre) x = uniform(random);
-  for (const index_t count : {0, 1, 3, 4, 7, 8, 15, 16, 17, 33, 100})
-    for (const bool centred : {false, true}) {
-      INFO(count << " centred " << centred);
-      std::vector<PointIndex> indices(static_cast<std::size_t>(count));
-      for (auto& i : indices) i = static_cast<PointIndex>(random() % source.size());
-      std::vector<float> found(static_cast<std::size_t>(count + 1), 42);
-      std::vector<float> expected = found;
-      const float* from = centred ? centre.data() : nullptr;
-      strata::kernels::group_row<xsimd::default_arch>(source.data(), indices.data(), from, count, found.data());
-      strata::kernels::group_row_reference(source.data(), indices.data(), from, count, expected.data());
-      CHECK(found == expected);
-    }
+  std::uniform_real_distribution<Scalar> uniform(-1, 1);
+  for (const index_t points : {1, 3, 4, 5, 17})
+    for (const index_t first : {0, 2, 3})
+      for (const index_t channels : {1, 2, 3, 4, 5, 8, 13}) {
+        const index_t all = first + channels;
+        const index_t step = strata::kernels::point_pitch(all);
+        const index_t source_pitch = points + 1;
+        std::vector<Scalar> source(static_cast<std::size_t>(channels * source_pitch));
+        for (Scalar& x : source) x = uniform(random);
+        std::vector<Scalar> by_point(static_cast<std::size_t>(points * step), 7);
+        strata::kernels::points_from_channels(source.data(), source_pitch, channels, points, first, all,
+                                              by_point.data());
+        bool same = true;
+        for (index_t i = 0; i < points; ++i)
+          for (index_t c = 0; c < step; ++c) {
+            const bool inside = c >= first && c < all;
+            const Scalar expected = inside ? source[static_cast<std::size_t>((c - first) * source_pitch + i)] : 7;
+            same = same && by_point[static_cast<std::size_t>(i * step + c)] == expected;
+          }
+        INFO(points << " points, " << first << " + " << channels << " channels");
+        CHECK(same);
+        for (const index_t count : {0, 1, 3, 4, 7, 8, 16, 17}) {
+          std::vector<PointIndex> indices(static_cast<std::size_t>(count));
+          for (auto& i : indices) i = static_cast<PointIndex>(random() % static_cast<unsigned>(points));
+          const index_t pitch = count + 1;
+          std::vector<Scalar> found(static_cast<std::size_t>((all + 1) * pitch), 42);
+          std::vector<Scalar> expected = found;
+          strata::kernels::group_points(by_point.data(), all, indices.data(), count, found.data(), pitch);
+          strata::kernels::group_points_reference(by_point.data(), all, indices.data(), count, expected.data(), pitch);
+          INFO(count << " groups");
+          CHECK(found == expected);
+        }
+      }
 }
 
 TEST_CASE("maxima agree with their scalar twins") {

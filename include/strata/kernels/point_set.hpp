@@ -247,30 +247,114 @@ void ball_query_reference(index_t dimensions, const PointView<Scalar>& points, c
   }
 }
 
-/// target[i] = source[indices[i]] - centre[i] for i < count; `centre` null: nothing is subtracted. One channel of one
-/// sample of `count` groups. Preconditions: all indices lie within `source`.
-template <class Arch, class Scalar>
-void group_row(const Scalar* source, const PointIndex* indices, const Scalar* centre, index_t count,
-               Scalar* target) noexcept {
-  using Batch = xsimd::batch<Scalar, Arch>;
-  index_t i = 0;
-  if constexpr (sizeof(Scalar) == sizeof(PointIndex)) {
-    using Indices = xsimd::batch<PointIndex, Arch>;
-    constexpr auto lanes = static_cast<index_t>(Batch::size);
-    for (; i + lanes <= count; i += lanes) {
-      Batch values = Batch::gather(source, Indices::load_unaligned(indices + i));
-      if (centre != nullptr) values -= Batch::load_unaligned(centre + i);
-      values.store_unaligned(target + i);
-    }
-  }
-  for (; i < count; ++i) target[i] = source[indices[i]] - (centre == nullptr ? Scalar{0} : centre[i]);
+/// target[i] = source[indices[i]] for i < count. Preconditions: all indices lie within `source`.
+template <class Scalar>
+void gather_row(const Scalar* source, const PointIndex* indices, index_t count, Scalar* target) noexcept {
+  for (index_t i = 0; i < count; ++i) target[i] = source[indices[i]];
 }
 
-/// The scalar twin of `group_row`.
+namespace detail {
+
+/// Vectors of four numbers, in which small transpositions are the same everywhere; void where there are none.
 template <class Scalar>
-void group_row_reference(const Scalar* source, const PointIndex* indices, const Scalar* centre, index_t count,
-                         Scalar* target) noexcept {
-  for (index_t i = 0; i < count; ++i) target[i] = source[indices[i]] - (centre == nullptr ? Scalar{0} : centre[i]);
+using Four = xsimd::make_sized_batch_t<Scalar, 4>;
+
+/// Column i of the four rows becomes row i, i < 4.
+template <class Batch>
+[[gnu::always_inline]] inline void transpose(std::array<Batch, 4>& rows) noexcept {
+  const Batch even_low = xsimd::zip_lo(rows[0], rows[2]);
+  const Batch odd_low = xsimd::zip_lo(rows[1], rows[3]);
+  const Batch even_high = xsimd::zip_hi(rows[0], rows[2]);
+  const Batch odd_high = xsimd::zip_hi(rows[1], rows[3]);
+  rows = {xsimd::zip_lo(even_low, odd_low), xsimd::zip_hi(even_low, odd_low), xsimd::zip_lo(even_high, odd_high),
+          xsimd::zip_hi(even_high, odd_high)};
+}
+
+/// Whether transpositions in registers serve this type: four numbers in 16 bytes need no lane crossed.
+template <class Scalar>
+inline constexpr bool transposes_in_registers = [] {
+  if constexpr (std::is_void_v<Four<Scalar>>) {
+    return false;
+  } else {
+    return sizeof(Scalar) * 4 == 16;
+  }
+}();
+
+}  // namespace detail
+
+/// From a point to the next one in the arrangement point by point of `channels` channels.
+[[nodiscard]] constexpr index_t point_pitch(index_t channels) noexcept {
+  return round_up(channels, 4);
+}
+
+/// Rearranges `channels` arrays of `count` points, `pitch` apart, point by point: target[i * point_pitch(all) + first +
+/// c] = source[c * pitch + i], where `all` are the channels of a point in the target, of which `first` come before.
+template <class Scalar>
+void points_from_channels(const Scalar* source, index_t pitch, index_t channels, index_t count, index_t first,
+                          index_t all, Scalar* target) noexcept {
+  const index_t step = point_pitch(all);
+  target += first;
+  index_t c = 0;
+  if constexpr (detail::transposes_in_registers<Scalar>) {
+    using Batch = detail::Four<Scalar>;
+    for (; c + 4 <= channels; c += 4) {
+      index_t i = 0;
+      for (; i + 4 <= count; i += 4) {
+        const Scalar* from = source + c * pitch + i;
+        std::array<Batch, 4> block = {Batch::load_unaligned(from), Batch::load_unaligned(from + pitch),
+                                      Batch::load_unaligned(from + 2 * pitch), Batch::load_unaligned(from + 3 * pitch)};
+        detail::transpose(block);
+        for (index_t k = 0; k < 4; ++k) block[static_cast<std::size_t>(k)].store_unaligned(target + (i + k) * step + c);
+      }
+      for (; i < count; ++i)
+        for (index_t k = 0; k < 4; ++k) target[i * step + c + k] = source[(c + k) * pitch + i];
+    }
+  }
+  for (; c < channels; ++c)
+    for (index_t i = 0; i < count; ++i) target[i * step + c] = source[c * pitch + i];
+}
+
+/// One sample of `count` groups: target[c * pitch + m] = points[indices[m] * point_pitch(channels) + c], m < count,
+/// c < channels. Reads points in whole, in blocks of four that are transposed in registers: gathering instructions, one
+/// channel at a time, take several times as long.
+/// Preconditions: all indices are those of points; `points` has point_pitch(channels) elements for each.
+template <class Scalar>
+void group_points(const Scalar* points, index_t channels, const PointIndex* indices, index_t count, Scalar* target,
+                  index_t pitch) noexcept {
+  const index_t step = point_pitch(channels);
+  index_t m = 0;
+  if constexpr (detail::transposes_in_registers<Scalar>) {
+    using Batch = detail::Four<Scalar>;
+    for (; m + 4 <= count; m += 4) {
+      const std::array<const Scalar*, 4> from = {
+          points + static_cast<index_t>(indices[m]) * step, points + static_cast<index_t>(indices[m + 1]) * step,
+          points + static_cast<index_t>(indices[m + 2]) * step, points + static_cast<index_t>(indices[m + 3]) * step};
+      Scalar* to = target + m;
+      for (index_t c = 0; c < channels; c += 4, to += 4 * pitch) {
+        std::array<Batch, 4> block = {Batch::load_unaligned(from[0] + c), Batch::load_unaligned(from[1] + c),
+                                      Batch::load_unaligned(from[2] + c), Batch::load_unaligned(from[3] + c)};
+        detail::transpose(block);
+        const index_t rest = channels - c;  // the last block may hold fewer channels
+        block[0].store_unaligned(to);
+        if (rest > 1) block[1].store_unaligned(to + pitch);
+        if (rest > 2) block[2].store_unaligned(to + 2 * pitch);
+        if (rest > 3) block[3].store_unaligned(to + 3 * pitch);
+      }
+    }
+  }
+  for (; m < count; ++m) {
+    const Scalar* from = points + static_cast<index_t>(indices[m]) * step;
+    for (index_t c = 0; c < channels; ++c) target[c * pitch + m] = from[c];
+  }
+}
+
+/// The scalar twin of `group_points`.
+template <class Scalar>
+void group_points_reference(const Scalar* points, index_t channels, const PointIndex* indices, index_t count,
+                            Scalar* target, index_t pitch) noexcept {
+  for (index_t m = 0; m < count; ++m)
+    for (index_t c = 0; c < channels; ++c)
+      target[c * pitch + m] = points[static_cast<index_t>(indices[m]) * point_pitch(channels) + c];
 }
 
 /// target[i] = max(target[i], source[r * pitch + i] for all r < rows), i < count.

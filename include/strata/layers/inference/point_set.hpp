@@ -63,7 +63,7 @@ class FarthestPointSampling {
         kernels::farthest_point_sampling<Arch>(options_.dimensions, detail::point_view(x, image), options_.centroids,
                                                distances, chosen);
         for (index_t d = 0; d < options_.dimensions; ++d)
-          kernels::group_row<Arch, Scalar>(x.row(image, d, 0), chosen, nullptr, options_.centroids, y.row(image, d, 0));
+          kernels::gather_row(x.row(image, d, 0), chosen, options_.centroids, y.row(image, d, 0));
       }
     });
     return y;
@@ -114,6 +114,9 @@ class BallGrouping {
     const Block found = context.arena().take(threads * found_bytes);
     const Block index_block = context.arena().take(pitch * samples * static_cast<index_t>(sizeof(PointIndex)));
     auto* const indices = reinterpret_cast<PointIndex*>(index_block.data());
+    const Block point_block = context.arena().take(points.shape().width * kernels::point_pitch(channels) *
+                                                   static_cast<index_t>(sizeof(Scalar)));
+    auto* const by_point = reinterpret_cast<Scalar*>(point_block.data());
     const index_t part = std::min(count, centroids_at_once(threads));
     Tensor<Scalar> y;
     for (index_t image = 0; image < points.batch(); ++image) {
@@ -124,16 +127,24 @@ class BallGrouping {
                                   samples, reinterpret_cast<PointIndex*>(found.data() + task * found_bytes), indices,
                                   pitch);
       });
+      kernels::points_from_channels(points.row(image, 0, 0), points.layout().tile_pitch, dimensions, cloud.count, 0,
+                                    channels, by_point);
+      if (features != nullptr)
+        kernels::points_from_channels(features->row(image, 0, 0), features->layout().tile_pitch, feature_shape.channels,
+                                      cloud.count, dimensions, channels, by_point);
       for (index_t first = 0; first < count; first += part) {
         const index_t width = std::min(part, count - first);
         const Tensor<Scalar> groups = context.make(1, {channels, samples, width});
-        detail::in_parallel(context.executor(), channels, [&](index_t, index_t begin, index_t end) {
-          for (index_t c = begin; c < end; ++c) {
-            const bool relative = c < dimensions;
-            const Scalar* source = relative ? points.row(image, c, 0) : features->row(image, c - dimensions, 0);
-            const Scalar* centre = relative ? centroids.row(image, c, 0) + first : nullptr;
-            for (index_t s = 0; s < samples; ++s)
-              kernels::group_row<Arch, Scalar>(source, indices + s * pitch + first, centre, width, groups.row(0, c, s));
+        const index_t group_pitch = groups.layout().tile_pitch;
+        detail::in_parallel(context.executor(), samples, [&](index_t, index_t begin, index_t end) {
+          for (index_t s = begin; s < end; ++s) {
+            kernels::group_points(by_point, channels, indices + s * pitch + first, width, groups.row(0, 0, s),
+                                  group_pitch);
+            for (index_t d = 0; d < dimensions; ++d) {
+              const Scalar* const centre = centroids.row(image, d, 0) + first;
+              Scalar* const row = groups.row(0, d, s);
+              for (index_t m = 0; m < width; ++m) row[m] -= centre[m];
+            }
           }
         });
         const Tensor<Scalar> result = perceptron(groups);
