@@ -1,9 +1,10 @@
 """PointNet++ (single scale) in PyTorch on one thread, as fast as we could make it, on the weights, the cloud and the
 logits that `pointnet2_latency --save DIR` wrote: checks the logits, then prints the median milliseconds a cloud.
 
-Tuned: norms folded into the convolutions, sampling with buffers made beforehand and one fused distance update a step,
-ball query by sorting nothing (cumulative sums of the hits), shared perceptrons as matrix products on channels-last
-groups, inference mode. `--compile` also tries torch.compile; the better of the two counts.
+Tuned: norms folded into the convolutions, one matrix of distances for sampling and ball query, which leaves two small
+operations a sampled point, ball query without sorting (cumulative sums of the hits), shared perceptrons as matrix
+products on channels-last groups, inference mode. `--compile` also tries torch.compile, and the better of the two
+counts; `--parts` prints what the parts of the first abstraction and all perceptrons take.
 """
 import json
 import statistics
@@ -50,25 +51,27 @@ class PointNet2(torch.nn.Module):
         self.last = (arrays["fc3.weight"], arrays["fc3.bias"])
 
     @staticmethod
-    def sample(points, count):
-        """points: 3 x N; the indices of `count` farthest points, the first one being 0."""
-        chosen = torch.zeros(count, dtype=torch.long)
-        nearest = torch.full((points.shape[1],), float("inf"))
-        buffer = torch.empty_like(points)
-        distance = torch.empty(points.shape[1])
-        place = chosen[0]
-        for s in range(1, count):
-            torch.sub(points, points[:, place].unsqueeze(1), out=buffer)
-            torch.sum(buffer.mul_(buffer), 0, out=distance)
-            torch.minimum(nearest, distance, out=nearest)
-            place = torch.argmax(nearest)
-            chosen[s] = place
-        return chosen
+    def distances(points):
+        """points: 3 x N; the squared distances N x N, which sampling and ball query share."""
+        x, y, z = points
+        result = (x.unsqueeze(1) - x).square_()
+        result.add_((y.unsqueeze(1) - y).square_())
+        return result.add_((z.unsqueeze(1) - z).square_())
 
     @staticmethod
-    def ball(points, centroids, radius, samples):
-        """points: 3 x N, centroids: 3 x M; M x samples indices, in the order of the points, padded with the first."""
-        distance = ((points.unsqueeze(1) - centroids.unsqueeze(2)) ** 2).sum(0)
+    def sample(distances, count):
+        """The indices of `count` farthest points, the first one being 0."""
+        chosen = [0]
+        nearest = distances[0].clone()
+        for _ in range(1, count):
+            place = nearest.argmax().item()
+            chosen.append(place)
+            torch.minimum(nearest, distances[place], out=nearest)
+        return torch.tensor(chosen)
+
+    @staticmethod
+    def ball(distance, radius, samples):
+        """distance: M x N; M x samples indices of points, in their order, padded with the first."""
         inside = distance < radius * radius
         rank = torch.cumsum(inside, 1, dtype=torch.int32)
         group, point = torch.nonzero(inside & (rank <= samples), as_tuple=True)
@@ -84,9 +87,10 @@ class PointNet2(torch.nn.Module):
         return x
 
     def abstraction(self, points, features, count, radius, samples, layers):
-        chosen = self.sample(points, count)
+        distances = self.distances(points)
+        chosen = self.sample(distances, count)
         centroids = points[:, chosen]
-        indices = self.ball(points, centroids, radius, samples)
+        indices = self.ball(distances[chosen], radius, samples)
         rows = points.t() if features is None else torch.cat((points.t(), features), 1)
         groups = rows.index_select(0, indices.view(-1)).view(count, samples, -1)
         groups[:, :, :3] -= centroids.t().unsqueeze(1)
@@ -127,11 +131,15 @@ def main():
             network(cloud)
             best = min(best, milliseconds(lambda: network(cloud), 2))
         if "--parts" in sys.argv:
-            chosen = network.sample(cloud, 512)
-            centroids = cloud[:, chosen]
-            print(f"sampling {milliseconds(lambda: network.sample(cloud, 512), 1):.3f} "
-                  f"ball query {milliseconds(lambda: network.ball(cloud, centroids, 0.2, 32), 1):.3f} "
-                  "(first abstraction)", file=sys.stderr)
+            distances = network.distances(cloud)
+            chosen = network.sample(distances, 512)
+            rows = torch.rand(16384, 3), torch.rand(8192, 131), torch.rand(128, 259)
+            for name, f in {
+                    "distances": lambda: network.distances(cloud),
+                    "sampling": lambda: network.sample(distances, 512),
+                    "ball query": lambda: network.ball(distances[chosen], 0.2, 32),
+                    "perceptrons": lambda: [network.perceptron(m, x) for m, x in zip(network.mlp, rows)]}.items():
+                print(f"{name} {milliseconds(f, 1):.3f}", file=sys.stderr)
     print(f"{best:.4f}")
 
 
