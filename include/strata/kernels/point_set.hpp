@@ -325,7 +325,8 @@ void group_points(const Scalar* points, index_t channels, const PointIndex* indi
   index_t m = 0;
   if constexpr (detail::transposes_in_registers<Scalar>) {
     using Batch = detail::Four<Scalar>;
-    for (; m + 4 <= count; m += 4) {
+    const index_t whole = count / 4 * 4;
+    for (; m < whole; m += 4) {
       const std::array<const Scalar*, 4> from = {
           points + static_cast<index_t>(indices[m]) * step, points + static_cast<index_t>(indices[m + 1]) * step,
           points + static_cast<index_t>(indices[m + 2]) * step, points + static_cast<index_t>(indices[m + 3]) * step};
