@@ -18,6 +18,7 @@
 #include <strata/kernels/epilogue.hpp>
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/kernels/panel.hpp>
+#include <strata/kernels/point_set.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
@@ -29,6 +30,7 @@
 #include <strata/layers/options.hpp>
 #include <strata/layers/parameters.hpp>
 #include <strata/runtime/graph_session.hpp>
+#include <strata/layers/point_set.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/session.hpp>
 #include <strata/runtime/thread_pool.hpp>

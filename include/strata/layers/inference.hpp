@@ -6,6 +6,7 @@
 #include <strata/layers/inference/graph_attention.hpp>
 #include <strata/layers/inference/linear.hpp>
 #include <strata/layers/inference/node_features.hpp>
+#include <strata/layers/inference/point_set.hpp>
 #include <strata/layers/inference/pooling.hpp>
 #include <strata/layers/inference/shape.hpp>
 
@@ -28,6 +29,11 @@ struct Inference {
   using Flatten = inference::Flatten<Scalar, Arch>;
   using Dropout = inference::Dropout<Scalar, Arch>;
   using ActivationLayer = inference::ActivationLayer<Scalar, Arch>;
+  using FarthestPointSampling = inference::FarthestPointSampling<Scalar, Arch>;
+  using BallGrouping = inference::BallGrouping<Scalar, Arch>;
+  using GroupMax = inference::GroupMax<Scalar, Arch>;
+  using GlobalMaxPool2d = inference::GlobalMaxPool2d<Scalar, Arch>;
+  using Concatenate = inference::Concatenate<Scalar, Arch>;
 };
 
 }  // namespace strata

@@ -68,13 +68,14 @@ class Session {
   }
 
   /// Runs `level` on `input`; the result stays valid until the next run. Raises, before any work: an input of another
-  /// size, a level that the model does not have.
+  /// size, a level that the model does not have, what the network's `check_input` refuses if it has one.
   std::span<const Scalar> run(std::span<const Scalar> input, Level level) {
     if (input.size() != input_.size())
       raise(Error("input", std::to_string(batch_) + " x " + detail::text(model_.input_shape()) + " numbers",
                   std::to_string(input.size()) + " numbers"));
     if (level.index < 0 || level.index >= model_.levels())
       raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
+    if constexpr (requires { model_.network().check_input(input); }) (void)model_.network().check_input(input).value();
     std::copy(input.begin(), input.end(), input_.begin());
     return forward(level);
   }

@@ -183,11 +183,21 @@ template <class Scalar>
       for (index_t first = begin; first < end; first += pictures) {
         const index_t last = first + pictures < end ? first + pictures : end;
         const index_t width = (last - first) * out_pixels;
-        Scalar* gathered = context.scratch(part, 2 * columns * width);
-        Eigen::Map<Matrix> back(gathered + columns * width, columns, width);
+        Scalar* gathered = pointwise ? nullptr : context.scratch(part, 2 * columns * width);
+        Eigen::Map<Matrix> back(gathered + (pointwise ? 0 : columns * width), columns, width);
         for (index_t g = 0; g < options.groups; ++g) {
           const Strided<Scalar> d(dy + first * out_pixels * out.channels + g * group_out, group_out, width,
                                   Eigen::OuterStride<>(out.channels));
+          if (pointwise) {  // the columns are the pixels as they lie
+            const index_t at = first * in_pixels * in.channels + g * group_in;
+            const Eigen::OuterStride<> stride(in.channels);
+            part_sums[static_cast<std::size_t>(g)].noalias() +=
+                d * Strided<Scalar>(x.value().data() + at, group_in, width, stride).transpose();
+            if (dx != nullptr)
+              Strided<Scalar>(dx + at, group_in, width, stride).noalias() +=
+                  (*packed)[static_cast<std::size_t>(g)].transpose() * d;
+            continue;
+          }
           gather(first, last, g, gathered);
           part_sums[static_cast<std::size_t>(g)].noalias() +=
               d * Eigen::Map<Matrix>(gathered, columns, width).transpose();

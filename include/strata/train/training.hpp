@@ -16,6 +16,7 @@
 #include <strata/train/graph_attention.hpp>
 #include <strata/train/operations.hpp>
 #include <strata/train/parameter.hpp>
+#include <strata/train/point_set.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
@@ -276,6 +277,11 @@ struct Training {
   using Flatten = train::Flatten<Scalar>;
   using Dropout = train::Dropout<Scalar>;
   using ActivationLayer = train::ActivationLayer<Scalar>;
+  using FarthestPointSampling = train::FarthestPointSampling<Scalar>;
+  using BallGrouping = train::BallGrouping<Scalar>;
+  using GroupMax = train::GroupMax<Scalar>;
+  using GlobalMaxPool2d = train::GlobalMaxPool2d<Scalar>;
+  using Concatenate = train::Concatenate<Scalar>;
 };
 
 /// All parameters of `network` in the order of its layers, named as in state_dict (norms with their level behind).

@@ -1,0 +1,358 @@
+// Trains PointNet++ with nested levels, or one of the baselines it is judged by, on shapes13 or on Fashion-MNIST as 2-D
+// point clouds, and reports every model's accuracy, weights and FLOPs.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <strata/strata.hpp>
+#include <strata/train/fit.hpp>
+
+#include "../support/idx.hpp"
+#include "../support/progress.hpp"
+#include "../support/table.hpp"
+#include "network.hpp"
+#include "task.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+namespace train = strata::train;
+using Clock = std::chrono::steady_clock;
+using TrainingNet = pointnet2::PointNet2<train::Training<float>>;
+using Model = strata::Model<pointnet2::PointNet2>;
+using Config = TrainingNet::Config;
+
+struct Options {
+  std::string set = "shapes13";
+  std::string data;
+  std::string judge = "validation";
+  std::string arm = "joint";
+  int single_level = 1;
+  index_t limit = 0;
+  double epochs = 60;
+  index_t batch = 16;
+  double rate = 1e-3;
+  double decay = 0.01;
+  double distillation = 0.5;
+  std::uint64_t seed = 1;
+  int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  std::string out = "pointnet2-out";
+  std::string report;
+  bool resume = false;
+  double stop_after = 0;
+  index_t points = 0;
+  index_t width = 64;
+  index_t centroids1 = 0;
+  index_t centroids2 = 0;
+  index_t samples1 = 0;
+  index_t samples2 = 0;
+  bool multi_scale = false;
+};
+
+/// Exit code of a run that stopped in time and wants to be resumed.
+constexpr int unfinished = 3;
+
+/// What one run learns from and is judged by.
+struct Parts {
+  pointnet2::Clouds train, judge;
+};
+
+Parts read_parts(const Options& options) {
+  pointnet2::CloudSplit split;
+  const index_t points = options.points;
+  if (options.set == "shapes13") {
+    split = std::move(pointnet2::read_shapes(options.data)).value();
+    if (points > split.train.points)
+      strata::raise(strata::Error("--points", "at most " + std::to_string(split.train.points), std::to_string(points)));
+    if (points < split.train.points) split = {split.train.first_points(points), split.test.first_points(points)};
+  } else {
+    const std::string directory = options.data.empty() ? "/usr/share/datasets/fashion-mnist" : options.data;
+    const auto pictures = std::move(examples::read_mnist_directory(directory)).value();
+    // The draw of the ink is part of the data, not of the run: all seeds learn from the same clouds.
+    split = {pointnet2::ink_clouds(pictures.train, points, 1), pointnet2::ink_clouds(pictures.test, points, 2)};
+  }
+  Parts parts;
+  if (options.judge == "test") {
+    parts = {std::move(split.train), std::move(split.test)};
+  } else {
+    auto [kept, held] = pointnet2::hold_back(split.train, options.set == "shapes13" ? 5 : 6);
+    parts = {std::move(kept), std::move(held)};
+  }
+  if (options.limit > 0 && options.limit < parts.train.size()) {
+    std::vector<std::uint32_t> some = train::shuffled(parts.train.size(), 20222, 0);
+    some.resize(static_cast<std::size_t>(options.limit));
+    parts.train = parts.train.select(some);
+  }
+  return parts;
+}
+
+Config config_for(const Options& options, const pointnet2::Clouds& clouds) {
+  Config config;
+  config.dimensions = clouds.dimensions;
+  config.points = clouds.points;
+  config.classes = clouds.classes;
+  config.width = options.width;
+  config.multi_scale = options.multi_scale;
+  if (clouds.dimensions == 2) {  // a picture's ink fills an area: fewer centroids cover it
+    config.centroids1 = 128;
+    config.centroids2 = 32;
+    config.samples1 = 16;
+    config.samples2 = 32;
+  }
+  for (const auto& [given, target] :
+       {std::pair(options.centroids1, &config.centroids1), std::pair(options.centroids2, &config.centroids2),
+        std::pair(options.samples1, &config.samples1), std::pair(options.samples2, &config.samples2)})
+    if (given > 0) *target = given;
+  return config;
+}
+
+/// All arms take `epochs` epochs in all; the sparse ones spend 45 % of them on the dense model that they start from.
+train::Recipe recipe_for(const Options& options) {
+  train::Recipe recipe;
+  recipe.seed = options.seed;
+  recipe.batch = options.batch;
+  recipe.adamw = true;
+  recipe.decay = options.decay;
+  recipe.dense_rate = options.rate;
+  recipe.sparse_rate = options.rate;
+  recipe.tune_rate = options.rate / 3;
+  recipe.warm_up_epochs = options.epochs / 40;
+  recipe.distillation = options.distillation;
+  recipe.temperature = 3;
+  recipe.random_paths = 0;
+  recipe.dense_epochs = options.epochs;
+  recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
+  const std::vector<strata::LevelBudget> budgets = {{.weights = 0.0538, .flops = 0.0447},
+                                                    {.weights = 0.1338, .flops = 0.1497}};
+  if (options.arm == "dense") return recipe;
+  recipe.levels = budgets;
+  recipe.dense_epochs = 0.45 * options.epochs;
+  recipe.prune_epochs = 0.15 * options.epochs;
+  if (options.arm == "bottom-up") {
+    recipe.arm = train::Arm::freeze_and_grow;
+    recipe.fixed_epochs = 0.4 * options.epochs;
+  } else if (options.arm == "single") {
+    recipe.levels = {budgets[static_cast<std::size_t>(options.single_level)]};
+    recipe.fixed_epochs = 0.4 * options.epochs;
+  } else {
+    recipe.fixed_epochs = 0.32 * options.epochs;
+    recipe.tune_epochs = 0.08 * options.epochs;
+  }
+  // Layers that one ranking over all weights would starve: those that see the coordinates alone, and the classifier.
+  recipe.floor = 0.02;
+  recipe.floors = {{"fc3.weight", 0.3}};
+  const std::string scale = options.multi_scale ? "conv_blocks." : "mlp_convs.";
+  for (int branch = 0; branch < (options.multi_scale ? 3 : 1); ++branch)
+    recipe.floors.emplace_back("sa1." + scale + (options.multi_scale ? std::to_string(branch) + "." : "") + "0.weight",
+                               0.5);
+  return recipe;
+}
+
+/// The share of `data` that the model classifies correctly at `level`.
+double accuracy(const Model& model, const pointnet2::Clouds& data, Level level, int threads) {
+  strata::Session session(model, {.threads = threads});
+  std::vector<float> cloud;
+  std::vector<std::uint8_t> label;
+  index_t correct = 0;
+  for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(data.size()); ++i) {
+    pointnet2::load_clouds(data, &i, 1, cloud, label);
+    const auto logits = session.run(cloud, level);
+    correct += std::max_element(logits.begin(), logits.end()) - logits.begin() == label[0] ? 1 : 0;
+  }
+  return static_cast<double>(correct) / static_cast<double>(data.size());
+}
+
+/// Seconds that earlier pieces of this run took, beside its checkpoint.
+double earlier_seconds(const std::string& path) {
+  std::ifstream file(path);
+  double seconds = 0;
+  return file >> seconds ? seconds : 0;
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  (void)strata::io::write_atomically(path, {std::as_bytes(std::span(text))}).value();
+}
+
+/// Trains to the end (true) or until the time is up.
+bool train_network(train::Trainer<TrainingNet, pointnet2::CloudTask<float>>& trainer, const Options& options,
+                   double& seconds) {
+  const std::string checkpoint = options.out + "/checkpoint.safetensors";
+  const std::string clock = options.out + "/seconds.txt";
+  if (options.resume && std::filesystem::exists(checkpoint)) {
+    const auto archive = std::move(strata::io::read_model(checkpoint)).value();
+    if (strata::Status status = trainer.restore(archive); !status) strata::raise(status.error().within(checkpoint));
+    seconds = earlier_seconds(clock);
+  }
+  const double before = seconds;
+  const auto start = Clock::now();
+  const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
+  auto saved = Clock::now();
+  const std::int64_t first = trainer.steps_done();
+  double passes = 0;
+  examples::ProgressLine line;
+  while (!trainer.done()) {
+    train::Progress progress;
+    progress.phase = trainer.phase_name();
+    passes += trainer.passes_of_step();
+    progress.loss = trainer.step();
+    progress.step = trainer.steps_done();
+    progress.steps = trainer.steps();
+    progress.seconds = since(start);
+    progress.seconds_left = progress.seconds / passes * trainer.passes_left();
+    progress.samples_per_second = static_cast<double>((progress.step - first) * options.batch) / progress.seconds;
+    line(progress);
+    const bool stop = options.stop_after > 0 && progress.seconds >= options.stop_after;
+    if (stop || trainer.done() || since(saved) >= 30) {
+      seconds = before + since(start);
+      (void)strata::io::write_model(trainer.state(), checkpoint).value();
+      write_text(clock, examples::fixed(seconds, 1) + "\n");
+      saved = Clock::now();
+    }
+    if (stop && !trainer.done()) {
+      std::fprintf(stderr, "\nstopped after step %lld of %lld, %.0f s of this piece; about %.0f s are left: --resume\n",
+                   static_cast<long long>(progress.step), static_cast<long long>(progress.steps), progress.seconds,
+                   progress.seconds_left);
+      return false;
+    }
+  }
+  return true;
+}
+
+int run(const Options& options, const std::string& command) {
+  const Parts parts = read_parts(options);
+  const Config config = config_for(options, parts.train);
+  std::filesystem::create_directories(options.out);
+  const train::Recipe recipe = recipe_for(options);
+  pointnet2::TaskOptions task_options;
+  task_options.smoothing = 0.1;
+  if (options.set != "shapes13") {
+    task_options.variation = {.least_scale = 0.9F, .most_scale = 1.1F, .shift = 0.05F, .drop = 0.5, .mirror = true};
+  }
+  pointnet2::CloudTask<float> task(parts.train, task_options);
+  TrainingNet network(config);
+  train::initialise(network, options.seed);
+  strata::ThreadPool pool(options.threads);
+  train::Trainer<TrainingNet, pointnet2::CloudTask<float>> trainer(network, task, recipe, pool);
+  double seconds = 0;
+  if (!train_network(trainer, options, seconds)) return unfinished;
+
+  const auto counts = train::count_layers<float>(network, trainer.levels());
+  if (!recipe.levels.empty()) (void)strata::check_within(counts, recipe.levels).value();
+  const std::string model_path = options.out + "/model.safetensors";
+  strata::save(network, trainer.levels(), model_path);
+  const auto model = strata::load<pointnet2::PointNet2>(model_path, {.self_check = true});
+
+  examples::Table table({"model", "accuracy", "weights", "FLOPs", "KiB"});
+  nlohmann::json rows = nlohmann::json::array();
+  const auto add = [&](const Model& judged, Level level, const nlohmann::json& name, double weights, double flops,
+                       double epochs) {
+    const double share = accuracy(judged, parts.judge, level, options.threads);
+    table.add({name.is_string() ? name.get<std::string>() : "level " + std::to_string(name.get<int>()),
+               examples::percent(share, 2), examples::percent(weights, 2), examples::percent(flops, 2),
+               examples::fixed(static_cast<double>(judged.bytes(level)) / 1024, 0)});
+    rows.push_back({{"network", options.multi_scale ? "PointNet++ MSG" : "PointNet++ SSG"},
+                    {"data", options.set},
+                    {"part", options.judge},
+                    {"clouds", parts.judge.size()},
+                    {"seed", options.seed},
+                    {"arm", options.arm},
+                    {"level", name},
+                    {"accuracy", share},
+                    {"weights", weights},
+                    {"flops", flops},
+                    {"epochs", epochs},
+                    {"seconds", seconds},
+                    {"command", command}});
+  };
+  if (recipe.levels.empty()) {
+    add(model, Level{0}, "dense", 1, 1, options.epochs);
+  } else {
+    // The dense model that a sparse arm starts from had fewer epochs than the dense arm: its row says so.
+    const std::string dense_path = options.out + "/dense.safetensors";
+    strata::save(*trainer.dense(), 1, dense_path);
+    add(strata::load<pointnet2::PointNet2>(dense_path, {.self_check = true}), Level{0}, "dense", 1, 1,
+        recipe.dense_epochs);
+    for (int level = model.levels() - 1; level >= 0; --level) {
+      const auto count = strata::count_level(counts, Level{level});
+      if (count.weights != model.nnz(Level{level}))
+        strata::raise(strata::Error(model_path + ": level " + std::to_string(level),
+                                    std::to_string(count.weights) + " weights, as trained",
+                                    std::to_string(model.nnz(Level{level}))));
+      add(model, Level{level}, options.arm == "single" ? options.single_level : level, count.weight_share(),
+          count.flop_share(), options.epochs);
+    }
+  }
+  if (!options.report.empty()) write_text(options.report, rows.dump(2) + "\n");
+  std::printf("%s\n%.0f seconds of training; accuracy on %lld clouds (%s). Model: %s\n", table.text().c_str(), seconds,
+              static_cast<long long>(parts.judge.size()), options.judge.c_str(), model_path.c_str());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{
+      "Trains PointNet++ with nested sparse levels on point clouds. Ends with 3 if --stop-after cut the run short."};
+  app.add_option("--set", options.set, "shapes13 or fashion (Fashion-MNIST as 2-D points)")
+      ->check(CLI::IsMember({"shapes13", "fashion"}))
+      ->capture_default_str();
+  app.add_option("--data", options.data, "directory of the data; needed for shapes13");
+  app.add_option("--judge", options.judge, "validation: a part held back from training; test: the test files")
+      ->check(CLI::IsMember({"validation", "test"}))
+      ->capture_default_str();
+  app.add_option("--arm", options.arm, "dense, joint, bottom-up, or single: one level trained by itself")
+      ->check(CLI::IsMember({"dense", "joint", "bottom-up", "single"}))
+      ->capture_default_str();
+  app.add_option("--single-level", options.single_level, "whose budget the single arm has")
+      ->check(CLI::Range(0, 1))
+      ->capture_default_str();
+  app.add_option("--limit", options.limit, "training clouds at most; 0: all")->check(CLI::NonNegativeNumber);
+  app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
+      ->check(CLI::Range(0.01, 10000.0))
+      ->capture_default_str();
+  app.add_option("--batch", options.batch, "clouds a step")->check(CLI::Range(1, 4096))->capture_default_str();
+  app.add_option("--rate", options.rate, "learning rate of AdamW")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--decay", options.decay, "weight decay of AdamW")->check(CLI::NonNegativeNumber);
+  app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
+  app.add_option("--threads", options.threads, "for training and judging")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
+  app.add_option("--report", options.report, "file for the rows of the table as JSON");
+  app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
+  app.add_option("--stop-after", options.stop_after, "seconds after which to save and stop; 0: never")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--points", options.points, "points a cloud (default: 1024, and 256 for fashion)")
+      ->check(CLI::Range(1, 65536));
+  app.add_option("--width", options.width, "channels of the first perceptron")->check(CLI::Range(2, 1024));
+  app.add_option("--centroids1", options.centroids1, "of the first abstraction")->check(CLI::Range(1, 65536));
+  app.add_option("--centroids2", options.centroids2, "of the second")->check(CLI::Range(1, 65536));
+  app.add_option("--samples1", options.samples1, "of a group of the first abstraction")->check(CLI::Range(1, 65536));
+  app.add_option("--samples2", options.samples2, "of the second")->check(CLI::Range(1, 65536));
+  app.add_flag("--multi-scale", options.multi_scale, "multi-scale grouping");
+  CLI11_PARSE(app, argc, argv);
+  if (options.points == 0) options.points = options.set == "shapes13" ? 1024 : 256;
+  std::string command = "pointnet2";
+  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+  try {
+    return run(options, command);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "pointnet2: %s\n", error.what());
+    return 1;
+  }
+}

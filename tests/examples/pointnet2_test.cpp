@@ -1,0 +1,127 @@
+// PointNet++ at a small width: both groupings in both families, the names of its parameters, its multiply-adds.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <strata/runtime/session.hpp>
+#include <strata/train/allocation.hpp>
+#include <strata/train/training.hpp>
+
+#include "pointnet2/network.hpp"
+#include "support/allocations.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+using Training = strata::train::Training<float>;
+using Network = pointnet2::PointNet2<Training>;
+using Model = strata::Model<pointnet2::PointNet2>;
+
+Network::Config small_config(bool multi_scale, index_t dimensions) {
+  Network::Config config;
+  config.dimensions = dimensions;
+  config.points = 70;
+  config.classes = 5;
+  config.width = 8;
+  config.multi_scale = multi_scale;
+  config.centroids1 = 40;
+  config.samples1 = 6;
+  config.radius1 = 0.4;
+  config.centroids2 = 9;
+  config.samples2 = 10;
+  config.radius2 = 0.8;
+  return config;
+}
+
+std::vector<float> random_clouds(index_t count) {
+  std::mt19937 random(7);
+  std::uniform_real_distribution<float> uniform(-0.6F, 0.6F);
+  std::vector<float> numbers(static_cast<std::size_t>(count));
+  for (float& number : numbers) number = uniform(random);
+  return numbers;
+}
+
+}  // namespace
+
+TEST_CASE("PointNet++ computes the same in both families at every level, and allocates nothing") {
+  for (const bool multi_scale : {false, true})
+    for (const index_t dimensions : {2, 3}) {
+      INFO("multi-scale " << multi_scale << ", " << dimensions << " dimensions");
+      Network network(small_config(multi_scale, dimensions));
+      strata::train::initialise(network, 3);
+      strata::SerialExecutor executor;
+      Training::Context context(executor);
+      const auto clouds = random_clouds(3 * network.input_shape().size());
+      const auto run = [&](Level level) {
+        context.begin(level);
+        return network(context, strata::train::input_tensor(context, clouds.data(), 3, network.input_shape()));
+      };
+      context.norm_momentum = 1;
+      (void)run(Level{0});  // statistics and uses
+      std::vector<strata::train::PrunableLayer<float>> layers;
+      for (auto* parameter : strata::train::parameters<float>(network))
+        if (parameter->levelled) layers.push_back({parameter, strata::train::weight_scale(*parameter), 0.1});
+      (void)strata::train::allocate(layers, {{0.3, 0.3}, {0.6, 0.6}}).value();
+      strata::train::set_levels(network, 2);
+      context.training = false;
+      const Model model = Model::from_archive(strata::to_archive(network, 2)).value();
+      strata::Session<Model> session(model, {.batch = 3});
+      for (const int level : {1, 0}) {
+        const auto expected = run(Level{level});
+        const long before = allocations();
+        const auto found = session.run(clouds, Level{level});
+        CHECK(allocations() == before);
+        REQUIRE(static_cast<index_t>(found.size()) == expected.value().size());
+        const float largest = expected.value().abs().maxCoeff();
+        for (std::size_t i = 0; i < found.size(); ++i)
+          CHECK(std::abs(found[i] - expected.value()[static_cast<index_t>(i)]) <= 1e-4F * largest);
+      }
+      auto bad = clouds;
+      bad[1] = std::numeric_limits<float>::infinity();
+      CHECK_THROWS_AS(session.run(bad, Level{0}), strata::Error);
+    }
+}
+
+TEST_CASE("parameters are named as in the usual PyTorch definition") {
+  const auto names = [](bool multi_scale) {
+    Network network(small_config(multi_scale, 3));
+    std::vector<std::string> result;
+    for (const auto* parameter : strata::train::parameters<float>(network)) result.push_back(parameter->name);
+    return result;
+  };
+  const auto has = [](const std::vector<std::string>& all, const char* name) {
+    return std::find(all.begin(), all.end(), name) != all.end();
+  };
+  const auto single = names(false);
+  for (const char* name : {"sa1.mlp_convs.0.weight", "sa1.mlp_bns.2.weight.0", "sa2.mlp_convs.1.weight",
+                           "sa3.mlp_bns.0.bias.0", "fc1.weight", "bn2.weight.0", "fc3.bias"})
+    CHECK(has(single, name));
+  const auto multi = names(true);
+  for (const char* name : {"sa1.conv_blocks.0.0.weight", "sa1.bn_blocks.2.1.weight.0", "sa2.conv_blocks.1.2.weight",
+                           "sa3.mlp_convs.2.weight"})
+    CHECK(has(multi, name));
+}
+
+TEST_CASE("the single-scale classifier has the weights and multiply-adds of the paper's network") {
+  Network::Config config;
+  config.classes = 40;
+  Network network(config);
+  strata::SerialExecutor executor;
+  Training::Context context(executor);
+  context.training = false;
+  context.begin(Level{0});
+  const auto cloud = random_clouds(3 * 1024);
+  (void)network(context, strata::train::input_tensor(context, cloud.data(), 1, network.input_shape()));
+  const auto count = strata::count_level(strata::train::count_layers<float>(network, 1), Level{0});
+  const index_t sa1 = 3 * 64 + 64 * 64 + 64 * 128;
+  const index_t sa2 = 131 * 128 + 128 * 128 + 128 * 256;
+  const index_t sa3 = 259 * 256 + 256 * 512 + 512 * 1024;
+  const index_t fc = 1024 * 512 + 512 * 256 + 256 * 40;
+  CHECK(count.total_weights == sa1 + sa2 + sa3 + fc);
+  CHECK(count.total_flops == 2 * (512 * 32 * sa1 + 128 * 64 * sa2 + 128 * sa3 + fc));
+}
