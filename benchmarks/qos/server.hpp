@@ -99,8 +99,8 @@ class Server {
       const std::string path = path_text(result.path);
       const auto right = static_cast<double>(correct(result.output, i));
       for (std::size_t k = 0; k < limits.size(); ++k)
-        tallies[k]->add(path, static_cast<double>(result.finish.count()), result.finish <= limits[k],
-                        static_cast<double>(batch_), right);
+        tallies[k]->add(path, session_.model().levels(), static_cast<double>(result.finish.count()),
+                        result.finish <= limits[k], static_cast<double>(batch_), right);
     }
   }
 

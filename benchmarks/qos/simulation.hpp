@@ -200,7 +200,7 @@ inline Tally simulate(const Recording& recording, const Interference& kind, Arri
       const std::string path = path_text(router.path());
       const auto accuracy = recording.accuracy.find(path);
       const bool known = accuracy != recording.accuracy.end();
-      tally.add(path, static_cast<double>(finish.count()), finish <= limit, known ? 1 : 0,
+      tally.add(path, recording.levels(), static_cast<double>(finish.count()), finish <= limit, known ? 1 : 0,
                 known ? accuracy->second : 0);
     }
   };

@@ -92,15 +92,14 @@ struct Tally {
   double correct_in_time = 0;                 ///< of them within the deadline
   Histogram latency;
 
-  void add(const std::string& path, double latency_ns, bool met, double classified, double right) {
+  /// `levels` of the model, so that levels which never ran have a share of 0.
+  void add(const std::string& path, int levels, double latency_ns, bool met, double classified, double right) {
+    if (stages_at_level.size() < static_cast<std::size_t>(levels))
+      stages_at_level.resize(static_cast<std::size_t>(levels));
     ++requests;
     misses += met ? 0 : 1;
     rerouted += path.find_first_not_of(path.empty() ? '0' : path.front()) != std::string::npos ? 1 : 0;
-    for (const char level : path) {
-      const auto at = static_cast<std::size_t>(level - '0');
-      if (stages_at_level.size() <= at) stages_at_level.resize(at + 1);
-      ++stages_at_level[at];
-    }
+    for (const char level : path) ++stages_at_level[static_cast<std::size_t>(level - '0')];
     ++paths[path];
     pictures += classified;
     correct += right;
@@ -131,7 +130,7 @@ struct Tally {
   }
 };
 
-/// A level's place in the text of a path: a digit, then letters.
+/// The levels of a path, each as the character that many places after '0'.
 inline std::string path_text(std::span<const strata::Level> path) {
   std::string text;
   for (const strata::Level level : path) text += static_cast<char>('0' + level.index);

@@ -61,8 +61,8 @@ struct RandomLevel {
 };
 
 /// Knows the future: `finish(point, level)` says when the run would really finish, since arrival, if it went on at
-/// `level` from here. The highest level that meets the deadline; a bound for what a policy can reach with the levels it
-/// drops to for good, for replayed traces.
+/// `level` from here. The highest level that meets the deadline, for this request alone: what is left of the deadlines
+/// of requests that wait is not its concern. For replayed traces.
 template <class Finish>
 struct Oracle {
   Finish finish;
