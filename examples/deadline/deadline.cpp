@@ -107,11 +107,11 @@ std::string path_text(std::span<const Level> path) {
 class Display {
  public:
   Display(double deadline_ms, int levels) : deadline_(deadline_ms), levels_(levels) {}
-  ~Display() {
+  /// Leaves the drawn lines and says what came of it all.
+  void finish(const Counts& all) const {
     if (terminal_ && drawn_) std::printf("\033[%dB\n", rows);
+    std::printf("In all: %s, slowest %.1f ms\n", totals(all).c_str(), all.slowest);
   }
-  Display(const Display&) = delete;
-  Display& operator=(const Display&) = delete;
 
   /// `since` is what happened since the last plain line; true if it was shown and starts again.
   bool show(double seconds, bool hogged, const strata::DeadlineRun<float>& run, const Counts& all,
@@ -214,7 +214,7 @@ void loop(const Options& options, strata::Session<Model>& session, const strata:
     }
     if (display.show(seconds, hogged, run, all, since)) since = {};
   }
-  std::printf("\nIn all: %s, slowest %.1f ms\n", display.totals(all).c_str(), all.slowest);
+  display.finish(all);
 }
 
 void run(const Options& options) {
