@@ -15,6 +15,7 @@
 #include <strata/strata.hpp>
 #include <strata/train/classification.hpp>
 #include <strata/train/fit.hpp>
+#include <strata/train/transitions.hpp>
 
 #include "../support/accuracy.hpp"
 #include "../support/idx.hpp"
@@ -147,7 +148,11 @@ void run(const Options& options) {
                                   .resume = options.resume});
   const auto counts = train::count_layers<float>(network, report.levels);
   (void)strata::check_within(counts, recipe.levels).value();
-  strata::save(network, report.levels, model_path);
+  // With statistics for switches of level in mid-run, which runs with a deadline make.
+  strata::Archive archive = strata::to_archive(network, report.levels);
+  train::calibrate_transitions(network, task, archive, pool);
+  (void)strata::add_self_check<quickstart::FashionNet>(archive).value();
+  (void)strata::io::write_model(archive, model_path).value();
   strata::save(*report.dense, 1, dense_path);
 
   const auto model = strata::load<quickstart::FashionNet>(model_path, {.self_check = true});

@@ -12,6 +12,7 @@
 #include <strata/io/atomic_file.hpp>
 #include <strata/io/mapped_file.hpp>
 #include <strata/io/model_file.hpp>
+#include <strata/io/profile_file.hpp>
 #include <strata/io/safetensors.hpp>
 #include <strata/kernels/convolution.hpp>
 #include <strata/kernels/dense_tile.hpp>
@@ -29,10 +30,16 @@
 #include <strata/layers/module.hpp>
 #include <strata/layers/options.hpp>
 #include <strata/layers/parameters.hpp>
-#include <strata/runtime/graph_session.hpp>
 #include <strata/layers/point_set.hpp>
+#include <strata/runtime/clock.hpp>
+#include <strata/runtime/graph_session.hpp>
 #include <strata/runtime/model.hpp>
+#include <strata/runtime/policy.hpp>
+#include <strata/runtime/profile.hpp>
+#include <strata/runtime/residency.hpp>
+#include <strata/runtime/router.hpp>
 #include <strata/runtime/session.hpp>
+#include <strata/runtime/slow_down.hpp>
 #include <strata/runtime/thread_pool.hpp>
 #include <strata/sparse/budget.hpp>
 #include <strata/sparse/leveled_csr.hpp>

@@ -143,12 +143,18 @@ class Archive {
   void keep(std::shared_ptr<const void> owner) { owners_.push_back(std::move(owner)); }
   [[nodiscard]] const std::vector<std::shared_ptr<const void>>& owners() const noexcept { return owners_; }
 
+  /// The memory that a mapped file backs, of which pages may be given back to the system and come again from the file;
+  /// empty if there is none. Arrays inside it lie stratum by stratum.
+  [[nodiscard]] std::span<const std::byte> mapped() const noexcept { return mapped_; }
+  void set_mapped(std::span<const std::byte> bytes) noexcept { mapped_ = bytes; }
+
  private:
   int levels_ = 1;
   std::vector<ArrayView> arrays_;
   std::map<std::string, std::size_t, std::less<>> index_;
   std::map<std::string, std::string> metadata_;
   std::vector<std::shared_ptr<const void>> owners_;
+  std::span<const std::byte> mapped_;
 };
 
 }  // namespace strata

@@ -119,6 +119,9 @@ namespace detail {
   if (!file) return file.error();
   Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
   if (!archive) return archive.error().within(path);
+#if defined(STRATA_HAS_MMAP)
+  archive.value().set_mapped(file.value()->bytes());
+#endif
   return archive;
 }
 

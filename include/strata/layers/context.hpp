@@ -30,12 +30,16 @@ class InferenceContext {
   explicit InferenceContext(Executor& executor) : executor_(executor) {}
 
   [[nodiscard]] Level level() const noexcept { return level_; }
-  void set_level(Level level) noexcept { level_ = level; }
+  /// The level before the last stage: other than `level()` only in the first stage after a switch, where layers that
+  /// have statistics for the pair (previous_level, level) use them.
+  [[nodiscard]] Level previous_level() const noexcept { return previous_level_; }
+  void set_level(Level level) noexcept { level_ = previous_level_ = level; }
   [[nodiscard]] Arena& arena() noexcept { return arena_; }
   [[nodiscard]] Executor& executor() noexcept { return executor_; }
 
   /// A point between layers at which the level may change.
   void stage(std::string_view name) noexcept {
+    previous_level_ = level_;
     if (hook_ != nullptr) level_ = hook_(hook_object_, name, level_);
   }
   void set_stage_hook(StageHook hook, void* object) noexcept {
@@ -63,6 +67,7 @@ class InferenceContext {
 
  private:
   Level level_;
+  Level previous_level_;
   Arena arena_;
   Executor& executor_;
   StageHook hook_ = nullptr;

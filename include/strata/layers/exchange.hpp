@@ -3,6 +3,8 @@
 #pragma once
 
 #include <charconv>
+#include <cstdint>
+#include <cstring>
 #include <optional>
 #include <set>
 #include <string>
@@ -114,6 +116,35 @@ template <class Network>
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.load(name, norm_name, source);
   });
   return source.finish(std::string(self_check_prefix));
+}
+
+/// A hash of the architecture, its config and the arrays of stratum 0 (the self-check left out), in any order.
+[[nodiscard]] inline std::uint64_t fingerprint_of(const Archive& archive) {
+  constexpr std::uint64_t factor = 0x9E3779B97F4A7C15U;
+  const auto mix = [](std::uint64_t hash, std::uint64_t word) {
+    hash = (hash ^ word) * factor;
+    return hash ^ (hash >> 29U);
+  };
+  const auto add = [&](std::uint64_t hash, const void* data, std::size_t size) {
+    const auto* bytes = static_cast<const unsigned char*>(data);
+    for (std::size_t i = 0; i < size; i += 8) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bytes + i, size - i < 8 ? size - i : 8);
+      hash = mix(hash, word);
+    }
+    return mix(hash, size);
+  };
+  std::uint64_t sum = 0;
+  for (const auto& [key, value] : archive.metadata())
+    if (key == architecture_key || key.starts_with(config_prefix))
+      sum += add(add(1, key.data(), key.size()), value.data(), value.size());
+  for (const ArrayView& view : archive.arrays()) {
+    if (view.stratum != 0 || view.name.starts_with(self_check_prefix)) continue;
+    std::uint64_t hash = add(2, view.name.data(), view.name.size());
+    for (const index_t extent : view.shape) hash = mix(hash, static_cast<std::uint64_t>(extent));
+    sum += add(mix(hash, static_cast<std::uint64_t>(view.type)), view.bytes.data(), view.bytes.size());
+  }
+  return sum;
 }
 
 }  // namespace strata

@@ -49,6 +49,12 @@ using LinearIndex = std::uint16_t;
   return columns < 1 ? 1 : (columns < widest ? columns : widest);
 }
 
+/// Name under which a normalisation keeps scale and bias for the first stage after a switch of level; `.scale` and
+/// `.bias` follow. Both are optional and belong to the higher of the two strata.
+[[nodiscard]] inline std::string transition_name(const std::string& norm_name, Level from, Level to) {
+  return norm_name + ".transition." + std::to_string(from.index) + "." + std::to_string(to.index);
+}
+
 /// Writes parameters into an archive. A layer calls it with its state_dict names.
 class ParameterSink {
  public:
@@ -66,6 +72,16 @@ class ParameterSink {
   template <class T>
   void per_level(const std::string& name, int level, std::span<const T> values) {
     array(name + "." + std::to_string(level), {static_cast<index_t>(values.size())}, level, values);
+  }
+
+  /// Scale and bias of a normalisation in the first stage after a switch `from` -> `to`.
+  template <class T>
+  void transition(const std::string& norm_name, Level from, Level to, std::span<const T> scale,
+                  std::span<const T> bias) {
+    const std::string name = transition_name(norm_name, from, to);
+    const int stratum = from > to ? from.index : to.index;
+    array(name + ".scale", {static_cast<index_t>(scale.size())}, stratum, scale);
+    array(name + ".bias", {static_cast<index_t>(bias.size())}, stratum, bias);
   }
 
   /// A level-sorted matrix: `name.shape` (rows, columns, block columns, row group), `name.order`, and per stratum s

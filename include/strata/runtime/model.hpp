@@ -1,6 +1,7 @@
 // A network with its parameters, ready to run: immutable, shared between sessions and threads.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include <strata/layers/exchange.hpp>
 #include <strata/layers/inference.hpp>
 #include <strata/layers/module.hpp>
+#include <strata/runtime/residency.hpp>
 
 namespace strata {
 
@@ -39,7 +41,7 @@ class Model {
     network = std::make_shared<Network>(config.value());
 #endif
     if (Status status = strata::from_archive(*network, archive); !status) return status.error();
-    return Model(std::move(network), archive.levels());
+    return Model(std::move(network), archive);
   }
 
   /// Nested models; levels are 0 .. levels()-1.
@@ -51,6 +53,36 @@ class Model {
   }
   [[nodiscard]] Shape input_shape() const {
     return network_->input_shape();
+  }
+
+  /// Tells this model from others of the same levels: architecture, config and level 0's parameters. The same for the
+  /// archive, the file written from it and every prefix of that file.
+  [[nodiscard]] std::uint64_t fingerprint() const noexcept {
+    return fingerprint_;
+  }
+
+  /// The highest level whose memory is there; the fullest one unless `release_above` was called. A run at a higher
+  /// level runs this one.
+  [[nodiscard]] Level present() const noexcept {
+    return residency_->present();
+  }
+  /// Gives the memory of all strata above `level` back to the system: waits for runs above `level` that are under way,
+  /// then returns the bytes given back. Others may run the model meanwhile. Not for a real-time thread. Raises: no such
+  /// level, a model that is not mapped from a file.
+  index_t release_above(Level level) const {
+    return residency_->release_above(level).value();
+  }
+  /// Starts to read the strata up to `level` from the file again, on a thread of its own; `present()` follows, and
+  /// `wait_restored` waits. Raises: no such level.
+  void restore(Level level) const {
+    (void)residency_->restore(level).value();
+  }
+  void wait_restored() const {
+    residency_->wait();
+  }
+  /// The ledger of what is present, for sessions.
+  [[nodiscard]] Residency& residency() const noexcept {
+    return *residency_;
   }
 
   /// Weights (of convolutions and linear layers) that `level` holds.
@@ -72,9 +104,15 @@ class Model {
   }
 
  private:
-  Model(std::shared_ptr<const Network> network, int levels) : network_(std::move(network)), levels_(levels) {}
+  Model(std::shared_ptr<const Network> network, const Archive& archive)
+      : network_(std::move(network)),
+        residency_(std::make_shared<Residency>(archive)),
+        fingerprint_(fingerprint_of(archive)),
+        levels_(archive.levels()) {}
 
   std::shared_ptr<const Network> network_;
+  std::shared_ptr<Residency> residency_;
+  std::uint64_t fingerprint_ = 0;
   int levels_ = 1;
 };
 

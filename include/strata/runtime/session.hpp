@@ -1,18 +1,24 @@
-// One thread's way to run a model: input and output buffers, the arena, the threads. After construction a run neither
-// allocates nor throws.
+// One thread's way to run a model: input and output buffers, the arena, the threads, and the router of runs with a
+// deadline. After construction a run neither allocates nor throws.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
 #include <strata/core/types.hpp>
+#include <strata/runtime/clock.hpp>
 #include <strata/runtime/model.hpp>
+#include <strata/runtime/policy.hpp>
+#include <strata/runtime/profile.hpp>
+#include <strata/runtime/router.hpp>
 #include <strata/runtime/thread_pool.hpp>
 
 namespace strata {
@@ -21,6 +27,24 @@ struct SessionOptions {
   int threads = 1;               ///< threads of the session's own pool, the calling one included
   index_t batch = 1;             ///< pictures per run
   Executor* executor = nullptr;  ///< threads of the host program instead; has to outlive the session
+};
+
+/// What came of a run with a deadline. The spans stay valid until the session's next run.
+template <class Scalar>
+struct DeadlineRun {
+  std::span<const Scalar> output;  ///< batch x channels x height x width row-major
+  std::span<const Level> path;     ///< the level of every stage
+  Duration first_prediction{};     ///< finish since arrival, as predicted at the start
+  Duration last_prediction{};      ///< and at the last stage boundary
+  Duration finish{};               ///< really, since arrival, with the output written
+  bool met = false;                ///< finish <= limit
+  bool late_at_start = false;      ///< the limit had passed before the run began
+  bool absent = false;             ///< levels above `highest` had no memory
+  Level highest;                   ///< that could be chosen
+  /// Whether a later stage ran at another level than the first.
+  [[nodiscard]] bool rerouted() const noexcept {
+    return std::any_of(path.begin(), path.end(), [&](Level level) { return level != path.front(); });
+  }
 };
 
 /// Runs a model at a level chosen per call. A session belongs to one thread at a time; several sessions may run the
@@ -43,9 +67,17 @@ class Session {
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
     context_->set_checking(true);
     for (int level = 0; level < model_.levels(); ++level) {
+      const LevelGuard guard(model_.residency(), Level{level});
+      if (guard.level() != Level{level}) break;  // its shapes are those of the levels below
       context_->set_level(Level{level});
+      std::vector<std::string> names{std::string(first_stage)};
+      context_->set_stage_hook(&note_stage, &names);
       const auto output = compute();
+      context_->set_stage_hook(nullptr, nullptr);
       if (context_->error()) raise(*context_->error());
+      if (level > 0 && names != stages_)
+        raise(Error("stages of level " + std::to_string(level), "those of level 0", "others"));
+      stages_ = std::move(names);
       output_.resize(static_cast<std::size_t>(batch_ * output.shape().size()));
     }
     context_->set_checking(false);
@@ -59,20 +91,47 @@ class Session {
   /// The output of the last run, batch x channels x height x width row-major.
   [[nodiscard]] std::span<const Scalar> output() const noexcept { return output_; }
 
-  /// Runs `level` on what `input()` holds. Neither allocates nor throws nor locks (beyond what the executor does).
-  /// Precondition: 0 <= level.index < model().levels().
+  [[nodiscard]] int threads() const noexcept { return context_->executor().threads(); }
+  /// Names of the stages between which the level may change: `first_stage`, then the markers of the network in order.
+  [[nodiscard]] const std::vector<std::string>& stages() const noexcept { return stages_; }
+  /// The level of the last run, at its start: below the one asked for if that one's memory was not there.
+  [[nodiscard]] Level level() const noexcept { return level_; }
+
+  /// Runs `level`, or the highest one present below it, on what `input()` holds. Neither allocates nor throws nor locks
+  /// (beyond what the executor does). Precondition: 0 <= level.index < model().levels().
   std::span<const Scalar> forward(Level level) noexcept {
-    context_->set_level(level);
+    const LevelGuard guard(model_.residency(), level);
+    level_ = guard.level();
+    context_->set_level(level_);
     write_rows(compute(), output_.data());
     return output_;
+  }
+
+  /// As `forward`; `starts[s]` is when stage s began and the entry after the last one when the output was written.
+  /// Precondition: stages().size() + 1 entries.
+  void forward_timed(Level level, const Clock& clock, std::span<TimePoint> starts) noexcept {
+    struct Stamps {
+      const Clock& clock;
+      std::span<TimePoint> starts;
+      std::size_t next = 1;
+    } stamps{clock, starts};
+    context_->set_stage_hook(
+        [](void* object, std::string_view, Level at) noexcept {
+          auto& self = *static_cast<Stamps*>(object);
+          self.starts[self.next++] = self.clock();
+          return at;
+        },
+        &stamps);
+    starts[0] = clock();
+    forward(level);
+    starts[stamps.next] = clock();
+    context_->set_stage_hook(nullptr, nullptr);
   }
 
   /// Runs `level` on `input`; the result stays valid until the next run. Raises, before any work: an input of another
   /// size, a level that the model does not have, what the network's `check_input` refuses if it has one.
   std::span<const Scalar> run(std::span<const Scalar> input, Level level) {
-    if (input.size() != input_.size())
-      raise(Error("input", std::to_string(batch_) + " x " + detail::text(model_.input_shape()) + " numbers",
-                  std::to_string(input.size()) + " numbers"));
+    require_size(input);
     if (level.index < 0 || level.index >= model_.levels())
       raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
     if constexpr (requires { model_.network().check_input(input); }) (void)model_.network().check_input(input).value();
@@ -80,7 +139,92 @@ class Session {
     return forward(level);
   }
 
+  /// What a profile of this session belongs to.
+  [[nodiscard]] ProfileKey profile_key() const {
+    ProfileKey key;
+    key.architecture = std::string(Model::Network::architecture);
+    key.model = model_.fingerprint();
+    for (int level = 0; level < model_.levels(); ++level) key.level_nnz.push_back(model_.nnz(Level{level}));
+    key.threads = threads();
+    key.batch = batch_;
+    key.instruction_set = Family::Arch::name();
+    return key;
+  }
+
+  /// Prepares runs with a deadline: what they predict from, how, and by which clock. Raises: a profile that is not
+  /// whole or belongs to another model, level set, thread count, batch or instruction set; options outside their range.
+  void set_profile(const Profile& profile, const RouterOptions& options = {}, const Clock& clock = {}) {
+    (void)check_profile(profile, profile_key(), stages_).value();
+    router_ = std::make_unique<Router>(profile, options);
+    clock_ = clock;
+  }
+  /// The router of runs with a deadline; null before `set_profile`.
+  [[nodiscard]] Router* router() noexcept { return router_.get(); }
+
+  /// Runs what `input()` holds by `deadline`, each stage at the level that `policy` chooses. Neither allocates nor
+  /// throws nor locks (beyond what the executor does). Precondition: `set_profile` was called.
+  template <RoutingPolicy Policy>
+  DeadlineRun<Scalar> forward(const Deadline& deadline, Policy& policy) noexcept {
+    const TimePoint now = clock_();
+    const Level top{model_.levels() - 1};
+    const LevelGuard guard(model_.residency(), top);
+    struct Call {
+      Router& router;
+      Policy& policy;
+      const Clock& clock;
+    } call{*router_, policy, clock_};
+    level_ = router_->start(policy, deadline.arrival.value_or(now), deadline.limit, now, guard.level());
+    context_->set_level(level_);
+    context_->set_stage_hook(
+        [](void* object, std::string_view, Level) noexcept {
+          auto& self = *static_cast<Call*>(object);
+          return self.router.next(self.policy, self.clock());
+        },
+        &call);
+    write_rows(compute(), output_.data());
+    context_->set_stage_hook(nullptr, nullptr);
+    DeadlineRun<Scalar> run;
+    run.finish = router_->finish(clock_());
+    run.output = output_;
+    run.path = router_->path();
+    run.first_prediction = router_->first_prediction();
+    run.last_prediction = router_->last_prediction();
+    run.met = run.finish <= deadline.limit;
+    run.late_at_start = router_->late_at_start();
+    run.highest = guard.level();
+    run.absent = guard.level() != top;
+    return run;
+  }
+
+  /// Runs `input` by `deadline`. Raises, before any work: an input of another size, no profile.
+  template <RoutingPolicy Policy>
+  DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline, Policy&& policy) {
+    require_size(input);
+    if (router_ == nullptr)
+      raise(Error("deadline", "a profile: session.set_profile(strata::profile(session))", "none"));
+    // The deadline counts from the call, copying included.
+    Deadline counted = deadline;
+    if (!counted.arrival) counted.arrival = clock_();
+    std::copy(input.begin(), input.end(), input_.begin());
+    return forward(counted, policy);
+  }
+  /// With `ChooseAndReroute`: starts at the highest level that is predicted to meet the deadline, drops when late.
+  DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline) {
+    return run(input, deadline, ChooseAndReroute{});
+  }
+
  private:
+  static Level note_stage(void* names, std::string_view name, Level level) noexcept {
+    static_cast<std::vector<std::string>*>(names)->emplace_back(name);
+    return level;
+  }
+
+  void require_size(std::span<const Scalar> input) const {
+    if (input.size() != input_.size())
+      raise(Error("input", std::to_string(batch_) + " x " + detail::text(model_.input_shape()) + " numbers",
+                  std::to_string(input.size()) + " numbers"));
+  }
+
   [[nodiscard]] typename Family::Tensor compute() {
     typename Family::Tensor x = context_->make(batch_, model_.input_shape());
     read_rows(input_.data(), x);
@@ -93,6 +237,10 @@ class Session {
   std::unique_ptr<typename Family::Context> context_;
   std::vector<Scalar> input_;
   std::vector<Scalar> output_;
+  std::vector<std::string> stages_;
+  Level level_;
+  std::unique_ptr<Router> router_;
+  Clock clock_;
 };
 
 }  // namespace strata

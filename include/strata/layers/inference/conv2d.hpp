@@ -63,8 +63,8 @@ class Conv2d {
     const kernels::ConvolutionShape shape{options_.in_channels, options_.out_channels, options_.kernel, options_.stride,
                                           options_.padding,     options_.dilation,     options_.groups};
     const Level level = context.level();
-    const auto epilogue =
-        weights_.epilogue(level, options_.activation, residual == nullptr ? nullptr : residual->data());
+    const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
+                                            residual == nullptr ? nullptr : residual->data());
     const TileLayout layout = y.layout();
     if (layout.tile_pitch == 1) {
       // One pixel has no lanes side by side: compute it as the first lane of a vector.

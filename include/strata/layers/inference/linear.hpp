@@ -51,8 +51,8 @@ class Linear {
       return context.make(x.batch(), out);
     Tensor<Scalar> y = context.make(x.batch(), out);
     const Level level = context.level();
-    const auto epilogue =
-        weights_.epilogue(level, options_.activation, residual == nullptr ? nullptr : residual->data());
+    const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
+                                            residual == nullptr ? nullptr : residual->data());
     if (y.layout().tile_pitch == 1) {
       weights_.with_matrix([&](const auto& matrix) {
         const kernels::WorkSplit split(1, options_.out_features, matrix.row_group(),

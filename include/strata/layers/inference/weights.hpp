@@ -22,8 +22,8 @@ template <class Scalar, class Index>
 class LayerWeights {
  public:
   /// What the archive holds under `name` for a rows x columns matrix: `<name>.weight` dense of shape `dense_shape`, or
-  /// level-sorted; with `norm` its folded scale and bias per level, else with `bias` one bias. The first error is left
-  /// in `source`.
+  /// level-sorted; with `norm` its folded scale and bias per level and, where the archive has them, per switch of level
+  /// (`transition_name`), else with `bias` one bias. The first error is left in `source`.
   void load(const std::string& name, const std::string& norm_name, std::vector<index_t> dense_shape, index_t rows,
             index_t columns, index_t dense_block_columns, bool norm, bool bias, ParameterSource& source) {
     owner_ = source.owner();
@@ -41,6 +41,7 @@ class LayerWeights {
     if (norm) {
       scale_ = source.per_level<Scalar>(norm_name + ".scale", rows);
       bias_ = source.per_level<Scalar>(norm_name + ".bias", rows);
+      load_transitions(norm_name, rows, source);
     } else if (bias) {
       bias_.assign(static_cast<std::size_t>(source.levels()), source.array<Scalar>(name + ".bias", {rows}));
     }
@@ -79,12 +80,41 @@ class LayerWeights {
             activation};
   }
 
+  /// As above, for a layer whose input was made at level `before`: uses the statistics of that switch if there are any.
+  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level before, Level level, Activation activation,
+                                                   const Scalar* residual) const noexcept {
+    if (before != level)
+      for (const Transition& transition : transitions_)
+        if (transition.from == before && transition.to == level)
+          return {transition.scale.data(), transition.bias.data(), residual, activation};
+    return epilogue(level, activation, residual);
+  }
+
  private:
+  struct Transition {
+    Level from;
+    Level to;
+    std::span<const Scalar> scale;
+    std::span<const Scalar> bias;
+  };
+
+  void load_transitions(const std::string& norm_name, index_t rows, ParameterSource& source) {
+    transitions_.clear();
+    for (int from = 0; from < source.levels(); ++from)
+      for (int to = 0; to < source.levels(); ++to) {
+        const std::string name = transition_name(norm_name, Level{from}, Level{to});
+        if (from == to || !(source.has(name + ".scale") || source.has(name + ".bias"))) continue;
+        transitions_.push_back({Level{from}, Level{to}, source.array<Scalar>(name + ".scale", {rows}),
+                                source.array<Scalar>(name + ".bias", {rows})});
+      }
+  }
+
   bool is_sparse_ = false;
   LeveledCsr<Scalar, Index> sparse_;
   kernels::DenseMatrix<Scalar> dense_;
   std::vector<std::span<const Scalar>> scale_;
   std::vector<std::span<const Scalar>> bias_;
+  std::vector<Transition> transitions_;
   std::shared_ptr<const void> owner_;
 };
 

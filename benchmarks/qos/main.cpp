@@ -1,0 +1,312 @@
+// Quality of service by policy: miss rates, nines, latencies and delivered accuracy of requests with a deadline, in a
+// simulation from recorded stage times and in real time beside co-tenant processes.
+//
+//   qos record    stage times and accuracy of every path of a model, for simulations
+//   qos simulate  all cells of the table in simulated time
+//   qos run       rounds of the table in real time; every call adds what is missing, for as long as it is given
+//   qos report    table (JSON) and plots from one or more state files
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <strata/strata.hpp>
+#include <strata/train/data.hpp>
+
+#include "../../examples/quickstart/network.hpp"
+#include "../../examples/support/idx.hpp"
+#include "server.hpp"
+#include "simulation.hpp"
+#include "state.hpp"
+
+namespace {
+
+using strata::Duration;
+using strata::Level;
+
+struct Options {
+  std::string network = "fashion";
+  std::string model = "quickstart-out/fashion.safetensors";
+  std::string data = "/usr/share/datasets/fashion-mnist";
+  std::string state = "qos-state.json";
+  std::string recording = "benchmarks/qos/recorded/fashion.json";
+  std::string out;
+  std::string plots;
+  std::string arrivals;
+  std::vector<std::string> states;
+  std::vector<std::string> kinds;
+  std::vector<double> factors = {1.2, 1.5, 2, 3};
+  std::vector<int> cores;
+  int threads = 1;
+  strata::index_t batch = 320;
+  int runs = 300;
+  std::size_t requests = 30'000;
+  std::size_t round = 50;
+  double load = 0.5;
+  double seconds = 60;
+  std::uint64_t seed = 1;
+  double confidence = strata::RouterOptions{}.confidence;
+  double margin = strata::RouterOptions{}.margin;
+  double reserve_ms = 0;
+  std::string estimator = "exponential";
+
+  [[nodiscard]] strata::RouterOptions router() const {
+    strata::RouterOptions result;
+    result.confidence = confidence;
+    result.margin = margin;
+    result.reserve = Duration(static_cast<std::int64_t>(reserve_ms * 1e6));
+    result.slow_down.estimator = estimator == "kalman" ? strata::Estimator::kalman : strata::Estimator::exponential;
+    return result;
+  }
+  [[nodiscard]] std::vector<qos::Arrivals> arrival_kinds() const {
+    if (arrivals == "poisson") return {qos::Arrivals::poisson};
+    if (arrivals == "periodic") return {qos::Arrivals::periodic};
+    return {qos::Arrivals::poisson, qos::Arrivals::periodic};
+  }
+  /// The kinds of interference asked for, over as many cores as the server has.
+  [[nodiscard]] std::vector<qos::Interference> interferences(int count) const {
+    auto all = qos::interferences(count);
+    if (kinds.empty()) return all;
+    std::vector<qos::Interference> chosen;
+    for (const std::string& name : kinds) {
+      const auto found = std::find_if(all.begin(), all.end(), [&](const auto& kind) { return kind.name == name; });
+      if (found == all.end()) strata::raise(strata::Error("--interference", "a kind of the table", "\"" + name + "\""));
+      chosen.push_back(*found);
+    }
+    return chosen;
+  }
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  (void)strata::io::write_atomically(path, {std::as_bytes(std::span(text))}).value();
+}
+
+/// Calls `f(server)` with the network that the options name. Another network is another branch.
+template <class F>
+void with_server(const Options& options, F&& f) {
+  if (options.network == "fashion") {
+    const auto split = std::move(examples::read_mnist_directory(options.data)).value();
+    qos::Server server(strata::load<quickstart::FashionNet>(options.model), split.test, options.threads, options.batch);
+    return f(server);
+  }
+  strata::raise(strata::Error("--network", "fashion", "\"" + options.network + "\""));
+}
+
+void record(const Options& options) {
+  qos::pin_to(options.cores);
+  with_server(options, [&](auto& server) {
+    qos::Recording recording;
+    recording.network = options.network;
+    recording.stages = server.session().stages();
+    recording.samples = strata::sample_stages(server.session(), {.runs = options.runs});
+    server.session().set_profile(
+        strata::profile_of(recording.samples, recording.stages, server.session().profile_key()));
+    recording.accuracy = server.path_accuracy();
+    write_text(options.out, qos::recording_text(recording));
+    const auto profile = recording.profile();
+    for (int level = 0; level < recording.levels(); ++level)
+      std::printf("level %d: median %.3f ms\n", level, profile.whole(Level{level}).median() / 1e6);
+    for (const auto& [path, accuracy] : recording.accuracy)
+      std::printf("path %s: %.2f %%\n", path.c_str(), 100 * accuracy);
+  });
+}
+
+void simulate(const Options& options) {
+  const auto recording = std::move(qos::read_recording(options.recording)).value();
+  qos::State state;
+  qos::SimulationOptions simulation{options.requests, options.load, options.seed, options.router()};
+  for (const auto& kind : options.interferences(2))
+    for (const qos::Arrivals arrivals : options.arrival_kinds())
+      for (const double factor : options.factors) {
+        std::vector<std::string> names;
+        for (const auto& policy : qos::policy_names()) names.push_back(policy.name);
+        names.emplace_back(qos::oracle_name);
+        for (const std::string& name : names)
+          state.tally({recording.network, "simulation", qos::name_of(arrivals), kind.name, factor, name}) =
+              qos::simulate(recording, kind, arrivals, factor, name, simulation);
+      }
+  state.info()[recording.network + " simulation"] = {
+      {"requests", options.requests},
+      {"load", options.load},
+      {"seed", options.seed},
+      {"full_median_ms", recording.profile().whole(Level{recording.levels() - 1}).median() / 1e6}};
+  if (!options.out.empty()) state.write(options.out);
+  std::printf("%s", qos::text_table(state.rows()).c_str());
+}
+
+/// One round: the same arrivals and the same schedules of co-tenants for every policy and deadline, in an order that
+/// turns with the round.
+template <class Server>
+void run_round(Server& server, qos::State& state, const Options& options, const qos::Interference& kind,
+               qos::Arrivals arrivals, std::uint64_t round, double median) {
+  const auto times =
+      qos::make_arrivals(arrivals, options.round, median / options.load, options.seed * 1'000'003 + round);
+  std::vector<Duration> limits;
+  for (const double factor : options.factors) limits.emplace_back(static_cast<std::int64_t>(factor * median));
+  const auto tally = [&](double factor, const std::string& policy) {
+    return &state.tally({options.network, "real", qos::name_of(arrivals), kind.name, factor, policy});
+  };
+  const auto& names = qos::policy_names();
+  for (std::size_t p = 0; p < names.size(); ++p) {
+    const auto& policy = names[(p + round) % names.size()];
+    const std::uint64_t seed = options.seed * 1'000'003 + round;
+    qos::with_policy(policy.name, server.session().model().levels(), seed, [&](auto chosen) {
+      if (!policy.looks_at_deadline) {
+        std::vector<qos::Tally*> tallies;
+        for (const double factor : options.factors) tallies.push_back(tally(factor, policy.name));
+        return server.serve(chosen, times, kind, seed, limits, tallies);
+      }
+      for (std::size_t k = 0; k < limits.size(); ++k)
+        server.serve(chosen, times, kind, seed, {limits[k]}, {tally(options.factors[k], policy.name)});
+    });
+  }
+}
+
+void run(const Options& options) {
+  const auto start = std::chrono::steady_clock::now();
+  qos::pin_to(options.cores);
+  qos::State state = qos::State::read(options.state);
+  with_server(options, [&](auto& server) {
+    // The profile stays beside the model, so that all calls mean the same median.
+    const auto profile = strata::profile_beside(options.model, server.session(), {.runs = options.runs});
+    server.session().set_profile(profile, options.router());
+    const double median = profile.whole(Level{server.session().model().levels() - 1}).median();
+    const auto cost = server.router_cost(100, Duration(static_cast<std::int64_t>(1.5 * median)));
+    const double decision = qos::decision_cost(profile);
+    state.info()[options.network + " real"] = {
+        {"full_median_ms", median / 1e6},
+        {"sparsest_median_ms", profile.whole(Level{0}).median() / 1e6},
+        {"batch", options.batch},
+        {"threads", options.threads},
+        {"cores", options.cores},
+        {"load", options.load},
+        {"seed", options.seed},
+        {"confidence", options.confidence},
+        {"margin", options.margin},
+        {"reserve_ms", options.reserve_ms},
+        {"estimator", options.estimator},
+        {"instruction_set", profile.key.instruction_set},
+        {"controller",
+         {{"ns_per_decision", decision},
+          {"decisions_over_latency", decision * (static_cast<double>(profile.stages.size()) + 1) / median},
+          {"undisturbed_plain_ms", cost.plain / 1e6},
+          {"undisturbed_routed_ms", cost.routed / 1e6},
+          {"undisturbed_full_level_share_at_1.5", cost.full_share}}}};
+    int rounds = 0;
+    double longest = 0;
+    const int cores = static_cast<int>(std::max<std::size_t>(1, options.cores.size()));
+    const std::size_t needed = (options.requests + options.round - 1) / options.round;
+    for (std::uint64_t round = 0; round < needed; ++round)
+      for (const auto& kind : options.interferences(cores))
+        for (const qos::Arrivals arrivals : options.arrival_kinds()) {
+          const std::string name = options.network + "|" + kind.name + "|" + qos::name_of(arrivals) + "|" +
+                                   std::to_string(options.seed) + "|" + std::to_string(options.round) + "|" +
+                                   std::to_string(round);
+          if (state.done(name)) continue;
+          // A round is whole or not there: stop while there is time left for another one.
+          if (rounds > 0 && seconds_since(start) + longest > options.seconds) {
+            std::printf("%d rounds added, not finished: call again\n", rounds);
+            return;
+          }
+          const auto begin = std::chrono::steady_clock::now();
+          run_round(server, state, options, kind, arrivals, round, median);
+          longest = std::max(longest, seconds_since(begin));
+          state.set_done(name);
+          state.write(options.state);
+          ++rounds;
+        }
+    std::printf("%d rounds added, finished\n", rounds);
+  });
+}
+
+void report(const Options& options) {
+  qos::State state;
+  for (const std::string& path : options.states) {
+    if (!std::filesystem::exists(path)) strata::raise(strata::Error(path, "a state file", "none"));
+    state.merge(qos::State::read(path));
+  }
+  const nlohmann::json rows = state.rows();
+  if (!options.out.empty())
+    write_text(options.out, nlohmann::json{{"info", state.info()}, {"rows", rows}}.dump(1) + "\n");
+  if (!options.plots.empty()) {
+    std::filesystem::create_directories(options.plots);
+    qos::write_plots(state, options.plots);
+  }
+  std::printf("%s", qos::text_table(rows).c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Quality of service of runs with a deadline, by policy and interference."};
+  app.require_subcommand(1);
+  auto* record_command = app.add_subcommand("record", "records stage times and the accuracy of every path");
+  auto* simulate_command = app.add_subcommand("simulate", "simulates every cell of the table from a recording");
+  auto* run_command = app.add_subcommand("run", "adds rounds in real time beside co-tenant processes");
+  auto* report_command = app.add_subcommand("report", "makes the table and the plots");
+  for (auto* command : {record_command, run_command}) {
+    command->add_option("--network", options.network, "fashion")->capture_default_str();
+    command->add_option("--model", options.model, "model file")->capture_default_str();
+    command->add_option("--data", options.data, "directory with the four idx files")->capture_default_str();
+    command->add_option("--threads", options.threads, "of the session")
+        ->check(CLI::Range(1, 256))
+        ->capture_default_str();
+    command->add_option("--batch", options.batch, "pictures a request")
+        ->check(CLI::Range(1, 10000))
+        ->capture_default_str();
+    command->add_option("--cores", options.cores, "cores of the session and of the co-tenants")->delimiter(',');
+    command->add_option("--runs", options.runs, "undisturbed runs a level for the profile")
+        ->check(CLI::Range(1, 100000))
+        ->capture_default_str();
+  }
+  record_command->add_option("--out", options.out, "file for the recording")->required();
+  for (auto* command : {simulate_command, run_command}) {
+    command->add_option("--requests", options.requests, "per cell")
+        ->check(CLI::Range(std::size_t{1}, std::size_t{100'000'000}))
+        ->capture_default_str();
+    command->add_option("--load", options.load, "full level's median over the mean time between arrivals")
+        ->check(CLI::Range(0.01, 10.0))
+        ->capture_default_str();
+    command->add_option("--seed", options.seed, "of all traces")->capture_default_str();
+    command->add_option("--arrivals", options.arrivals, "poisson or periodic; both if not given");
+    command->add_option("--interference", options.kinds, "kinds of co-tenants; all if not given")->delimiter(',');
+    command->add_option("--deadlines", options.factors, "over the full level's median")->delimiter(',');
+    command->add_option("--confidence", options.confidence, "of predictions")->capture_default_str();
+    command->add_option("--margin", options.margin, "share of the limit kept free")->capture_default_str();
+    command->add_option("--reserve", options.reserve_ms, "milliseconds kept free")->capture_default_str();
+    command->add_option("--estimator", options.estimator, "of the slow-down")
+        ->check(CLI::IsMember({"exponential", "kalman"}))
+        ->capture_default_str();
+  }
+  simulate_command->add_option("--recording", options.recording, "made by record")->capture_default_str();
+  simulate_command->add_option("--out", options.out, "state file to write");
+  run_command->add_option("--state", options.state, "state file that grows")->capture_default_str();
+  run_command->add_option("--seconds", options.seconds, "begin no round that would end later")->capture_default_str();
+  run_command->add_option("--round", options.round, "requests of each policy in a round")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1'000'000}))
+      ->capture_default_str();
+  report_command->add_option("states", options.states, "state files")->required();
+  report_command->add_option("--out", options.out, "file for the table as JSON");
+  report_command->add_option("--plots", options.plots, "directory for the plots");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    if (record_command->parsed()) record(options);
+    if (simulate_command->parsed()) simulate(options);
+    if (run_command->parsed()) run(options);
+    if (report_command->parsed()) report(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "qos: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

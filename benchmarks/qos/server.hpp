@@ -1,0 +1,162 @@
+// The real run: a session on its cores, requests that come at the times of a trace, co-tenants beside it. What is
+// counted is qos/tally.hpp's business, when it is done main.cpp's.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <strata/runtime/session.hpp>
+#include <strata/train/data.hpp>
+
+#include "hogs.hpp"
+#include "policies.hpp"
+#include "simulation.hpp"
+#include "tally.hpp"
+#include "trace.hpp"
+
+namespace qos {
+
+/// A model, a session over it and batches of test pictures with their labels.
+template <class Model>
+class Server {
+ public:
+  Server(const Model& model, const strata::train::Dataset& data, int threads, strata::index_t batch)
+      : session_(model, {.threads = threads, .batch = batch}), batch_(batch) {
+    const strata::index_t count = std::max<strata::index_t>(1, data.size() / batch);
+    for (strata::index_t b = 0; b < count; ++b) {
+      std::vector<std::uint32_t> indices;
+      for (strata::index_t i = 0; i < batch; ++i)
+        indices.push_back(static_cast<std::uint32_t>((b * batch + i) % data.size()));
+      data.batch(indices.data(), batch, pictures_.emplace_back(), labels_.emplace_back());
+    }
+  }
+
+  [[nodiscard]] strata::Session<Model>& session() { return session_; }
+  [[nodiscard]] std::size_t batches() const { return pictures_.size(); }
+  [[nodiscard]] const std::vector<float>& pictures(std::size_t b) const { return pictures_[b % pictures_.size()]; }
+
+  /// Pictures of batch `b` that `logits` classify correctly.
+  [[nodiscard]] strata::index_t correct(std::span<const float> logits, std::size_t b) const {
+    const auto& labels = labels_[b % labels_.size()];
+    const auto classes = static_cast<std::ptrdiff_t>(logits.size()) / batch_;
+    strata::index_t count = 0;
+    for (strata::index_t i = 0; i < batch_; ++i) {
+      const auto row = logits.begin() + i * classes;
+      count += std::max_element(row, row + classes) - row == labels[static_cast<std::size_t>(i)] ? 1 : 0;
+    }
+    return count;
+  }
+
+  /// The accuracy of every path on all batches; of those that never go up if there would be more than 64.
+  [[nodiscard]] std::map<std::string, double> path_accuracy() {
+    const int levels = session_.model().levels();
+    const std::size_t stages = session_.stages().size();
+    const bool all = std::pow(levels, static_cast<double>(stages)) <= 64;
+    std::map<std::string, double> accuracy;
+    std::vector<strata::Level> path(stages);
+    const auto run = [&](auto&& self, std::size_t stage) -> void {
+      if (stage == stages) {
+        const auto script = [&](const strata::RoutePoint& point) noexcept {
+          return path[static_cast<std::size_t>(point.stage())];
+        };
+        strata::index_t right = 0;
+        for (std::size_t b = 0; b < batches(); ++b)
+          right += correct(session_.run(pictures(b), strata::Deadline::never(), script).output, b);
+        accuracy[path_text(path)] =
+            static_cast<double>(right) / static_cast<double>(batch_ * static_cast<strata::index_t>(batches()));
+        return;
+      }
+      const int highest = stage == 0 || all ? levels - 1 : path[stage - 1].index;
+      for (int level = 0; level <= highest; ++level) {
+        path[stage] = strata::Level{level};
+        self(self, stage + 1);
+      }
+    };
+    run(run, 0);
+    return accuracy;
+  }
+
+  /// Serves the arrivals of one trace with one policy beside `kind` and adds what came of it to `tallies`, one for each
+  /// of `limits`. The policy works against the first limit; more than one make sense if it does not look at it.
+  template <class Policy>
+  void serve(Policy policy, const std::vector<double>& arrivals, const Interference& kind, std::uint64_t seed,
+             const std::vector<strata::Duration>& limits, const std::vector<Tally*>& tallies) {
+    const strata::Clock clock;
+    session_.router()->reset();
+    const strata::TimePoint start = clock() + std::chrono::milliseconds(20);
+    const double until = (arrivals.empty() ? 0 : arrivals.back()) + 5e9;
+    const Hogs hogs(kind, start, until, seed);
+    for (std::size_t i = 0; i < arrivals.size(); ++i) {
+      const strata::TimePoint arrival = start + strata::Duration(static_cast<std::int64_t>(arrivals[i]));
+      std::this_thread::sleep_until(arrival);
+      const auto result = session_.run(pictures(i), strata::Deadline(limits.front(), arrival), policy);
+      const std::string path = path_text(result.path);
+      const auto right = static_cast<double>(correct(result.output, i));
+      for (std::size_t k = 0; k < limits.size(); ++k)
+        tallies[k]->add(path, session_.model().levels(), static_cast<double>(result.finish.count()),
+                        result.finish <= limits[k], static_cast<double>(batch_), right);
+    }
+  }
+
+  /// Medians in nanoseconds of undisturbed runs, in turns: at the full level without a router, and routed with a
+  /// deadline of `factor` x the full level's median, of which `full_share` ran at the full level throughout.
+  struct Cost {
+    double plain = 0;
+    double routed = 0;
+    double full_share = 0;
+  };
+  [[nodiscard]] Cost router_cost(int runs, const strata::Duration& limit) {
+    const strata::Clock clock;
+    std::vector<double> times[2];
+    int full = 0;
+    const strata::Level top{session_.model().levels() - 1};
+    strata::ChooseAndReroute policy;
+    session_.router()->reset();
+    for (int i = -3; i < runs; ++i) {
+      const auto begin = clock();
+      session_.forward(top);
+      const auto middle = clock();
+      const auto result = session_.forward(strata::Deadline(limit), policy);
+      const auto end = clock();
+      if (i < 0) continue;
+      times[0].push_back(static_cast<double>((middle - begin).count()));
+      times[1].push_back(static_cast<double>((end - middle).count()));
+      full += std::all_of(result.path.begin(), result.path.end(), [&](auto level) { return level == top; }) ? 1 : 0;
+    }
+    return {strata::TimeDistribution::of(times[0]).median(), strata::TimeDistribution::of(times[1]).median(),
+            static_cast<double>(full) / runs};
+  }
+
+ private:
+  strata::Session<Model> session_;
+  strata::index_t batch_;
+  std::vector<std::vector<float>> pictures_;
+  std::vector<std::vector<std::uint8_t>> labels_;
+};
+
+/// Nanoseconds of one decision at a stage boundary, the look at the clock included: the mean over many.
+inline double decision_cost(const strata::Profile& profile) {
+  strata::Router router(profile);
+  strata::ChooseAndReroute policy;
+  const strata::Clock clock;
+  const strata::Level top{router.levels() - 1};
+  // A limit that makes the decision look at every level.
+  const strata::Duration limit(1);
+  std::int64_t decisions = 0;
+  const auto begin = clock();
+  while (decisions < 200'000) {
+    router.start(policy, clock(), limit, clock(), top);
+    for (int stage = 1; stage < router.stages(); ++stage) router.next(policy, clock());
+    (void)router.finish(clock());
+    decisions += router.stages() + 1;
+  }
+  return static_cast<double>((clock() - begin).count()) / static_cast<double>(decisions);
+}
+
+}  // namespace qos

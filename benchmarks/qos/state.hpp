@@ -1,0 +1,150 @@
+// The file in which tallies grow over many short runs, and the table and plots that are made from one or more of them.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <strata/core/error.hpp>
+#include <strata/io/atomic_file.hpp>
+
+#include "../../examples/support/plot.hpp"
+#include "../../examples/support/table.hpp"
+#include "tally.hpp"
+
+namespace qos {
+
+/// Tallies by cell, the rounds that are in them, and what was measured once for each network.
+class State {
+ public:
+  /// What `path` holds; empty if there is no such file. Raises: a file that is no state.
+  static State read(const std::string& path) {
+    State state;
+    std::ifstream stream(path, std::ios::binary);
+    if (!stream) return state;
+    std::stringstream text;
+    text << stream.rdbuf();
+    try {
+      const nlohmann::json value = nlohmann::json::parse(text.str());
+      for (const auto& entry : value.at("cells")) {
+        const Cell cell = Cell::from(entry.at("cell"));
+        state.cells_[cell.key()].first = cell;
+        state.cells_[cell.key()].second.read(entry.at("tally"));
+      }
+      state.done_ = value.at("done").get<std::set<std::string>>();
+      state.info_ = value.at("info");
+    } catch (const nlohmann::json::exception& error) {
+      strata::raise(strata::Error(path, "a state file of this program", error.what()));
+    }
+    return state;
+  }
+
+  void write(const std::string& path) const {
+    nlohmann::json cells = nlohmann::json::array();
+    for (const auto& [key, entry] : cells_)
+      cells.push_back({{"cell", entry.first.json()}, {"tally", entry.second.json()}});
+    const nlohmann::json value = {{"cells", std::move(cells)}, {"done", done_}, {"info", info_}};
+    const std::string text = value.dump() + "\n";
+    (void)strata::io::write_atomically(path, {std::as_bytes(std::span(text))}).value();
+  }
+
+  [[nodiscard]] Tally& tally(const Cell& cell) {
+    auto& entry = cells_[cell.key()];
+    entry.first = cell;
+    return entry.second;
+  }
+  [[nodiscard]] bool done(const std::string& round) const { return done_.contains(round); }
+  void set_done(const std::string& round) { done_.insert(round); }
+  [[nodiscard]] nlohmann::json& info() { return info_; }
+
+  /// Adds all of `other`.
+  void merge(const State& other) {
+    for (const auto& [key, entry] : other.cells_) {
+      cells_[key].first = entry.first;
+      cells_[key].second.read(entry.second.json());
+    }
+    done_.insert(other.done_.begin(), other.done_.end());
+    info_.update(other.info_);
+  }
+
+  [[nodiscard]] nlohmann::json rows() const {
+    nlohmann::json rows = nlohmann::json::array();
+    for (const auto& [key, entry] : cells_) rows.push_back(row_of(entry.first, entry.second));
+    return rows;
+  }
+  [[nodiscard]] const std::map<std::string, std::pair<Cell, Tally>>& cells() const { return cells_; }
+
+ private:
+  std::map<std::string, std::pair<Cell, Tally>> cells_;
+  std::set<std::string> done_;
+  nlohmann::json info_ = nlohmann::json::object();
+};
+
+/// One plot per network, source, arrivals and interference: nines over the deadline, a line per policy, with the lower
+/// half of the 95 % interval as error bar. A row without a miss is drawn at the lower end of its interval.
+inline void write_plots(const State& state, const std::string& directory) {
+  std::map<std::string, std::vector<nlohmann::json>> groups;
+  for (const auto& [key, entry] : state.cells()) {
+    const Cell& cell = entry.first;
+    groups[cell.network + " " + cell.source + " " + cell.arrivals + " " + cell.interference].push_back(
+        row_of(cell, entry.second));
+  }
+  for (const auto& [group, rows] : groups) {
+    examples::Plot plot;
+    plot.title = group;
+    plot.x_label = "deadline over the full level's undisturbed median";
+    plot.y_label = "nines: -log10(miss rate)";
+    std::map<std::string, std::vector<examples::PlotPoint>> lines;
+    for (const auto& row : rows) {
+      const auto& low = row.at("nines_95").at(0);
+      if (low.is_null()) continue;
+      const double least = low.get<double>();
+      const bool bound = row.at("nines").is_null();
+      const double value = bound ? least : row.at("nines").get<double>();
+      lines[row.at("policy").get<std::string>()].push_back(
+          {row.at("deadline_over_median").get<double>(), value, bound ? "no miss" : "", bound ? 0 : value - least});
+    }
+    for (auto& [policy, points] : lines) {
+      std::sort(points.begin(), points.end(), [](const auto& a, const auto& b) { return a.x < b.x; });
+      plot.series.push_back({policy, points});
+    }
+    std::string name = "qos-" + group;
+    for (char& letter : name)
+      if (letter == ' ' || letter == '/' || letter == ',') letter = '-';
+    (void)examples::write_svg(plot, directory + "/" + name + ".svg").value();
+  }
+}
+
+/// The rows as text, for the terminal.
+inline std::string text_table(const nlohmann::json& rows) {
+  examples::Table table({"network", "source", "arrivals", "interference", "deadline", "policy", "requests", "misses",
+                         "nines", "95 %", "p50 ms", "p99 ms", "p99.9 ms", "full", "rerouted", "accuracy", "in time"});
+  const auto number = [](const nlohmann::json& value, int digits) {
+    return value.is_null() ? std::string("-") : examples::fixed(value.get<double>(), digits);
+  };
+  for (const auto& row : rows)
+    table.add(
+        {row.at("network").get<std::string>(), row.at("source").get<std::string>(),
+         row.at("arrivals").get<std::string>(), row.at("interference").get<std::string>(),
+         number(row.at("deadline_over_median"), 1), row.at("policy").get<std::string>(),
+         std::to_string(row.at("requests").get<long long>()), std::to_string(row.at("misses").get<long long>()),
+         number(row.at("nines"), 2), number(row.at("nines_95").at(0), 2) + "-" + number(row.at("nines_95").at(1), 2),
+         number(row.at("p50_ms"), 2), number(row.at("p99_ms"), 2), number(row.at("p99.9_ms"), 2),
+         row.at("stage_share_by_level").empty()
+             ? "-"
+             : examples::percent(row.at("stage_share_by_level").back().get<double>(), 1),
+         examples::percent(row.at("rerouted_share").get<double>(), 1),
+         row.at("accuracy").is_null() ? "-" : examples::percent(row.at("accuracy").get<double>(), 2),
+         row.at("accuracy_in_time").is_null() ? "-" : examples::percent(row.at("accuracy_in_time").get<double>(), 2)});
+  return table.text();
+}
+
+}  // namespace qos

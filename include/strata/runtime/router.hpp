@@ -1,0 +1,263 @@
+// Chooses the level of every stage of a run that has a deadline: predicts the finish at each level from the time since
+// arrival, the profile and the present slow-down, and asks a policy. It is given the time; clocks and networks are
+// runtime/session.hpp's business, policies runtime/policy.hpp's.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
+#include <strata/runtime/clock.hpp>
+#include <strata/runtime/profile.hpp>
+#include <strata/runtime/slow_down.hpp>
+
+namespace strata {
+
+struct RouterOptions {
+  /// Probability with which a predicted finish shall hold: of the profile's spread and of the slow-down's.
+  double confidence = 0.9;
+  double margin = 0.03;                 ///< share of the time limit that is kept free
+  Duration reserve = Duration::zero();  ///< kept free besides: where a lost time slice (3-5 ms) is much of the limit
+  SlowDownOptions slow_down{};
+};
+
+class Router;
+
+/// What a policy decides from: a stage is about to begin.
+class RoutePoint {
+ public:
+  RoutePoint(const Router& router, int stage, Level level, Level highest, Duration elapsed, Duration limit) noexcept
+      : router_(router), stage_(stage), level_(level), highest_(highest), elapsed_(elapsed), limit_(limit) {}
+
+  [[nodiscard]] int stage() const noexcept { return stage_; }        ///< about to begin; 0 at the start of a run
+  [[nodiscard]] int stages() const noexcept;                         ///< of the network
+  [[nodiscard]] Level level() const noexcept { return level_; }      ///< of the stage before; `highest()` at the start
+  [[nodiscard]] Level highest() const noexcept { return highest_; }  ///< that may be chosen
+  [[nodiscard]] Duration elapsed() const noexcept { return elapsed_; }  ///< since arrival
+  [[nodiscard]] Duration limit() const noexcept { return limit_; }      ///< since arrival, as the request came with it
+
+  /// When the run will finish, since arrival, if all stages from here on run at `level`: at the options' confidence.
+  [[nodiscard]] Duration predicted_finish(Level level) const noexcept;
+  /// Whether that keeps the limit less margin and reserve.
+  [[nodiscard]] bool meets(Level level) const noexcept;
+  /// The highest level up to `cap` that meets the limit, otherwise the lowest.
+  [[nodiscard]] Level highest_meeting(Level cap) const noexcept {
+    for (Level level = cap; level.index > 0; --level.index)
+      if (meets(level)) return level;
+    return {0};
+  }
+
+ private:
+  const Router& router_;
+  int stage_;
+  Level level_;
+  Level highest_;
+  Duration elapsed_;
+  Duration limit_;
+};
+
+/// Chooses the level of the stage that is about to begin; what is outside 0 .. `point.highest()` is cut to it. Called
+/// at the start of a run and at every stage, with no allocation and no waiting.
+template <class P>
+concept RoutingPolicy = requires(P& policy, const RoutePoint& point) {
+  { policy(point) }
+  noexcept->std::same_as<Level>;
+};
+
+/// One session's routing: tables from its profile and the state of the present run. Times are given to it, so that a
+/// simulation runs the same code. Everything but construction is noexcept and allocates nothing.
+class Router {
+ public:
+  /// Raises: a profile without stages or levels, with times that are none; options outside their range.
+  explicit Router(const Profile& profile, const RouterOptions& options = {})
+      : options_(options),
+        levels_(static_cast<int>(profile.key.level_nnz.size())),
+        stages_(static_cast<int>(profile.stages.size())),
+        slow_down_(options.slow_down) {
+    const auto require = [](bool good, const char* option, const char* expected, double found) {
+      if (!good) raise(Error(std::string("router: ") + option, expected, std::to_string(found)));
+    };
+    const SlowDownOptions& slow = options.slow_down;
+    require(options.confidence > 0 && options.confidence < 1, "confidence", "above 0 and below 1", options.confidence);
+    require(options.margin >= 0 && options.margin < 1, "margin", "0 or more and below 1", options.margin);
+    require(options.reserve >= Duration::zero(), "reserve", "0 or more", static_cast<double>(options.reserve.count()));
+    require(slow.gain > 0 && slow.gain <= 1, "slow_down.gain", "above 0, at most 1", slow.gain);
+    require(slow.process_noise > 0, "slow_down.process_noise", "above 0", slow.process_noise);
+    require(slow.adaptation >= 0 && slow.adaptation <= 1, "slow_down.adaptation", "0 to 1", slow.adaptation);
+    if (stages_ == 0 || levels_ == 0) raise(Error("profile", "stages and levels", "none"));
+    std::vector<std::string> names;
+    for (const auto& stage : profile.stages) names.push_back(stage.name);
+    (void)check_profile(profile, profile.key, names).value();
+
+    normal_quantile_ = std::max(0.0, normal_quantile(options.confidence));
+    for (const auto& stage : profile.stages)
+      for (int level = 0; level < levels_; ++level) {
+        const StageTimes& times = stage.levels[static_cast<std::size_t>(level)];
+        const double average = profile.whole(Level{level}).median() / stages_;
+        Entry entry;
+        entry.rest = times.rest.median();
+        entry.spread = std::max(0.0, times.rest.quantile(options.confidence) - entry.rest);
+        entry.stage = times.stage.median();
+        entry.length = average > 0 ? std::min(entry.stage / average, 16.0) : 1;
+        entry.retained = std::pow(1 - slow.gain, entry.length);
+        // The quartiles: an outlier or two in the profile must not make every observation worthless.
+        const double quartiles = (times.stage.quantiles[4] - times.stage.quantiles[2]) / 1.349;
+        const double relative = entry.stage > 0 ? quartiles / entry.stage : 0;
+        entry.noise = relative * relative + 1e-4;
+        table_.push_back(entry);
+      }
+    path_.resize(static_cast<std::size_t>(stages_));
+  }
+
+  [[nodiscard]] int levels() const noexcept { return levels_; }
+  [[nodiscard]] int stages() const noexcept { return stages_; }
+  [[nodiscard]] const RouterOptions& options() const noexcept { return options_; }
+  [[nodiscard]] const SlowDown& slow_down() const noexcept { return slow_down_; }
+  /// Forgets the slow-down of earlier requests.
+  void reset() noexcept { slow_down_.reset(); }
+
+  /// A request that arrived at `arrival` begins to run `now`; levels up to `highest` may be chosen. The level of stage
+  /// 0. Precondition: 0 <= highest.index < levels().
+  template <RoutingPolicy Policy>
+  Level start(Policy& policy, TimePoint arrival, Duration limit, TimePoint now, Level highest) noexcept {
+    arrival_ = arrival;
+    limit_ = limit;
+    highest_ = highest;
+    next_stage_ = 0;
+    last_ = now;
+    late_at_start_ = expired(elapsed());
+    const RoutePoint point = make_point(highest);
+    const Level level = choose(policy, point);
+    first_prediction_ = point.predicted_finish(level);
+    return level;
+  }
+
+  /// The stage before has ended and the next one begins `now`: its level. Does nothing beyond the profile's stages.
+  template <RoutingPolicy Policy>
+  Level next(Policy& policy, TimePoint now) noexcept {
+    const Level level = path_[static_cast<std::size_t>(next_stage_ - 1)];
+    observe(now);
+    if (next_stage_ >= stages_) return level;
+    return choose(policy, make_point(level));
+  }
+
+  /// The last stage has ended: the time since arrival.
+  Duration finish(TimePoint now) noexcept {
+    observe(now);
+    return elapsed();
+  }
+
+  /// Levels of the stages that have begun.
+  [[nodiscard]] std::span<const Level> path() const noexcept {
+    return {path_.data(), static_cast<std::size_t>(next_stage_)};
+  }
+  /// Finish since arrival as predicted at the start for the level chosen there, and at the last decision.
+  [[nodiscard]] Duration first_prediction() const noexcept { return first_prediction_; }
+  [[nodiscard]] Duration last_prediction() const noexcept { return last_prediction_; }
+  /// Whether the limit had passed before the run began.
+  [[nodiscard]] bool late_at_start() const noexcept { return late_at_start_; }
+
+  /// Nanoseconds that stages `stage` .. will take at `level`, at the options' confidence.
+  [[nodiscard]] double predicted_rest(int stage, Level level) const noexcept {
+    const Entry& entry = at(stage, level);
+    const double spread = slow_down_.mean() * entry.spread;
+    const double drift = normal_quantile_ * slow_down_.deviation() * entry.rest;
+    return slow_down_.mean() * entry.rest + std::sqrt(spread * spread + drift * drift);
+  }
+
+  /// Whether `finish` nanoseconds after arrival keep `limit` less margin and reserve.
+  [[nodiscard]] bool keeps(double finish, Duration limit) const noexcept {
+    if (limit == Duration::max()) return true;
+    return finish <=
+           static_cast<double>(limit.count()) * (1 - options_.margin) - static_cast<double>(options_.reserve.count());
+  }
+
+ private:
+  struct Entry {
+    double rest = 0;      ///< median from the stage's start to the end
+    double spread = 0;    ///< what the confidence adds to it
+    double stage = 0;     ///< median of the stage
+    double length = 1;    ///< of the stage, over that of an average one
+    double retained = 0;  ///< see SlowDown::observe
+    double noise = 0;
+  };
+
+  [[nodiscard]] const Entry& at(int stage, Level level) const noexcept {
+    return table_[static_cast<std::size_t>(stage * levels_ + level.index)];
+  }
+  [[nodiscard]] Duration elapsed() const noexcept { return detail::since(arrival_, last_); }
+  [[nodiscard]] bool expired(Duration elapsed) const noexcept {
+    return limit_ != Duration::max() && (limit_ <= Duration::zero() || elapsed >= limit_);
+  }
+  [[nodiscard]] RoutePoint make_point(Level level) const noexcept {
+    return {*this, next_stage_, level, highest_, elapsed(), limit_};
+  }
+
+  template <RoutingPolicy Policy>
+  Level choose(Policy& policy, const RoutePoint& point) noexcept {
+    Level level = policy(point);
+    level.index = std::clamp(level.index, 0, highest_.index);
+    last_prediction_ = point.predicted_finish(level);
+    path_[static_cast<std::size_t>(next_stage_++)] = level;
+    return level;
+  }
+
+  /// Takes the time of the stage that just ended. A clock that went back counts as one that stood still.
+  void observe(TimePoint now) noexcept {
+    const TimePoint start = last_;
+    if (now > last_) last_ = now;
+    const Entry& entry = at(next_stage_ - 1, path_[static_cast<std::size_t>(next_stage_ - 1)]);
+    if (entry.stage > 0)
+      slow_down_.observe(static_cast<double>(detail::since(start, last_).count()) / entry.stage, entry.retained,
+                         entry.length, entry.noise);
+  }
+
+  /// x with P(X <= x) = probability for a standard normal X, by bisection.
+  [[nodiscard]] static double normal_quantile(double probability) noexcept {
+    double low = -9;
+    double high = 9;
+    for (int i = 0; i < 60; ++i) {
+      const double middle = (low + high) / 2;
+      (0.5 * std::erfc(-middle / std::sqrt(2.0)) < probability ? low : high) = middle;
+    }
+    return (low + high) / 2;
+  }
+
+  RouterOptions options_;
+  int levels_;
+  int stages_;
+  SlowDown slow_down_;
+  double normal_quantile_ = 0;
+  std::vector<Entry> table_;
+  std::vector<Level> path_;
+  int next_stage_ = 0;  ///< that has not begun
+  TimePoint arrival_{};
+  TimePoint last_{};  ///< the latest time known
+  Duration limit_ = Duration::max();
+  Level highest_;
+  Duration first_prediction_{};
+  Duration last_prediction_{};
+  bool late_at_start_ = false;
+};
+
+inline int RoutePoint::stages() const noexcept {
+  return router_.stages();
+}
+
+inline Duration RoutePoint::predicted_finish(Level level) const noexcept {
+  return saturated(std::chrono::duration<double, std::nano>(static_cast<double>(elapsed_.count()) +
+                                                            router_.predicted_rest(stage_, level)));
+}
+
+inline bool RoutePoint::meets(Level level) const noexcept {
+  return router_.keeps(static_cast<double>(elapsed_.count()) + router_.predicted_rest(stage_, level), limit_);
+}
+
+}  // namespace strata

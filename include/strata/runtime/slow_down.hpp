@@ -1,0 +1,75 @@
+// How much slower than its profile a run goes at present: an estimate from the stages that ran, kept across requests.
+// What follows from it for the choice of levels is runtime/router.hpp's business.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace strata {
+
+/// How the slow-down is estimated.
+enum class Estimator : std::uint8_t {
+  exponential,  ///< exponentially weighted mean and variance
+  kalman        ///< scalar Kalman filter with adaptive process noise, as in ALERT (USENIX ATC 2020)
+};
+
+struct SlowDownOptions {
+  Estimator estimator = Estimator::exponential;
+  /// Share of the new ratio in the exponentially weighted mean after a stage of average length.
+  double gain = 0.7;
+  /// Kalman filter: least variance that the slow-down gains in a stage of average length.
+  double process_noise = 1e-3;
+  /// Kalman filter: share of the last innovation in the process noise.
+  double adaptation = 0.3;
+};
+
+/// Mean and deviation of the ratio between the time a stage takes and its profile's median. Starts at 1. Values, no
+/// memory: `observe` is safe in a real-time thread.
+class SlowDown {
+ public:
+  /// Ratios are cut to this range: a clock that jumped must not spoil the estimate for long.
+  static constexpr double least = 1.0 / 16;
+  static constexpr double most = 64;
+
+  SlowDown() = default;
+  explicit SlowDown(const SlowDownOptions& options) noexcept
+      : options_(options), process_noise_(options.process_noise) {}
+
+  [[nodiscard]] double mean() const noexcept { return mean_; }
+  /// Of the slow-down that the next stage will meet.
+  [[nodiscard]] double deviation() const noexcept {
+    return std::sqrt(options_.estimator == Estimator::kalman ? variance_ + process_noise_ : variance_);
+  }
+
+  /// A stage took `ratio` times its median. `retained` is what the exponentially weighted mean keeps of the old value,
+  /// (1 - gain)^length; `length` its undisturbed time over that of an average stage; `noise` the variance of the ratio
+  /// when nothing disturbs. A ratio that is not above zero (the clock stood still or went back) tells nothing.
+  void observe(double ratio, double retained, double length, double noise) noexcept {
+    if (!(ratio > 0)) return;
+    ratio = ratio < least ? least : (ratio > most ? most : ratio);
+    const double innovation = ratio - mean_;
+    if (options_.estimator == Estimator::exponential) {
+      mean_ += (1 - retained) * innovation;
+      variance_ = retained * (variance_ + (1 - retained) * innovation * innovation);
+      return;
+    }
+    const double predicted = variance_ + process_noise_ * length;
+    const double gain = predicted / (predicted + noise);
+    const double step = gain * innovation;
+    mean_ += step;
+    variance_ = (1 - gain) * predicted;
+    const double adapted = (1 - options_.adaptation) * process_noise_ + options_.adaptation * step * step;
+    process_noise_ = adapted > options_.process_noise ? adapted : options_.process_noise;
+  }
+
+  /// Forgets everything observed.
+  void reset() noexcept { *this = SlowDown(options_); }
+
+ private:
+  SlowDownOptions options_{};
+  double mean_ = 1;
+  double variance_ = 0;
+  double process_noise_ = 0;
+};
+
+}  // namespace strata

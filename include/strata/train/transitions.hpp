@@ -1,0 +1,116 @@
+// Batch-norm statistics for the first stage after a switch of level: a layer that was calibrated on what its own level
+// makes meets what another level made. Measured after training, stored beside the levels' own statistics.
+#pragma once
+
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/archive.hpp>
+#include <strata/core/error.hpp>
+#include <strata/core/executor.hpp>
+#include <strata/layers/module.hpp>
+#include <strata/layers/parameters.hpp>
+#include <strata/train/data.hpp>
+#include <strata/train/tape.hpp>
+#include <strata/train/training.hpp>
+
+namespace strata::train {
+
+struct TransitionOptions {
+  index_t batches = 16;
+  index_t batch = 128;
+  std::uint64_t seed = 1;
+  bool up = false;  ///< for switches to a higher level as well
+};
+
+/// Adds to `archive`, which `to_archive(network, levels)` gave, scale and bias of every normalised layer for every
+/// switch into its stage (`transition_name`): means over batches of `task`, with the level lowered (or raised) at that
+/// stage. Layers before the first stage need none. Raises: fewer than 1 batch, statistics that are there already.
+template <class Network, class Task>
+void calibrate_transitions(const Network& network, Task& task, Archive& archive, Executor& executor,
+                           const TransitionOptions& options = {}) {
+  using Scalar = typename Task::Scalar;
+  using Array = typename Parameter<Scalar>::Array;
+  if (options.batches < 1 || options.batch < 1)
+    raise(Error("calibrate_transitions", "at least 1 batch of 1",
+                std::to_string(options.batches) + " of " + std::to_string(options.batch)));
+  const auto levels = static_cast<std::size_t>(archive.levels());
+  Context<Scalar> context(executor);
+  const auto order = shuffled(task.size(), options.seed, 0);
+  const auto count = std::min(order.size(), static_cast<std::size_t>(options.batch));
+
+  struct Statistics {
+    std::string norm_name;
+    Array mean;  ///< running mean, of which a change tells that the layer ran at that level
+    Array scale;
+    Array bias;
+  };
+  /// Statistics of all normalised layers at level `to` after passes that switch from `from` at `stage`; with no batches
+  /// those stored.
+  const auto measure = [&](Level from, Level to, int stage, index_t batches) {
+    Network copy = network;
+    context.drop_at_stage = stage;
+    context.drop_to = to;
+    for (index_t b = 0; b < batches; ++b) {
+      const std::size_t first = static_cast<std::size_t>(b) * count % (order.size() - count + 1);
+      task.load({order.data() + first, count}, options.seed * 1'000'003U + static_cast<std::uint64_t>(b));
+      context.norm_momentum = 1 / static_cast<double>(b + 1);
+      context.begin(from);
+      (void)task.run(copy, context);
+    }
+    std::vector<Statistics> all;
+    for_each_layer(copy, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+      if constexpr (requires { layer.norms(); }) {
+        if (layer.norms().size() != levels) return;
+        const NormSet<Scalar>& norm = layer.norms()[static_cast<std::size_t>(to.index)];
+        Statistics statistics{norm_name, norm.running_mean, {}, {}};
+        statistics.scale = norm.gamma.value * (norm.running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
+        statistics.bias = norm.beta.value - norm.running_mean * statistics.scale;
+        layer.for_each_parameter(name, norm_name, [&](auto& parameter) {
+          if (parameter.name == name + ".bias") statistics.bias += parameter.value;
+        });
+        all.push_back(std::move(statistics));
+      }
+    });
+    return all;
+  };
+
+  context.begin(Level{0});
+  task.load({order.data(), count}, options.seed);
+  {
+    Network copy = network;
+    (void)task.run(copy, context);
+  }
+  const int stages = context.stages();
+  ParameterSink sink(archive);
+  for (int from = 0; from < archive.levels(); ++from)
+    for (int to = 0; to < archive.levels(); ++to) {
+      if (from == to || (to > from && !options.up)) continue;
+      const auto stored = measure(Level{from}, Level{to}, -1, 0);
+      // A layer that ran at `to` when the switch was at this stage but not when it was at the next one is in this
+      // stage.
+      auto later = stored;
+      for (int stage = stages - 1; stage >= 0; --stage) {
+        const auto here = measure(Level{from}, Level{to}, stage, options.batches);
+        for (std::size_t i = 0; i < here.size(); ++i) {
+          const auto same = [&](const Array& a, const Array& b) { return (a == b).all(); };
+          if (same(here[i].mean, stored[i].mean) || !same(later[i].mean, stored[i].mean)) continue;
+          const auto floats = [](const Array& values) {
+            std::vector<float> result;
+            for (const auto value : values) result.push_back(static_cast<float>(value));
+            return result;
+          };
+          const auto scale = floats(here[i].scale);
+          const auto bias = floats(here[i].bias);
+          sink.transition<float>(here[i].norm_name, Level{from}, Level{to}, scale, bias);
+        }
+        later = here;
+      }
+    }
+}
+
+}  // namespace strata::train
