@@ -50,18 +50,24 @@ struct HeadLayout {
   }
 };
 
-/// A level-sorted matrix with the start of every row, where the matrix itself has one for every 16 rows: what rows in
-/// any order need.
+/// A level-sorted matrix with the place of every row, where the matrix itself has one for every group of rows: what
+/// rows in any order need.
 template <class Scalar, class Index>
 class LeveledRows {
  public:
   LeveledRows() = default;
   explicit LeveledRows(LeveledCsr<Scalar, Index> matrix) : matrix_(std::move(matrix)) {
     for (int s = 0; s < matrix_.levels(); ++s) {
-      std::vector<std::uint32_t> starts = {0};
-      starts.reserve(matrix_.stratum(s).lengths.size() + 1);
-      for (const Index length : matrix_.stratum(s).lengths) starts.push_back(starts.back() + length);
-      starts_.push_back(std::move(starts));
+      const auto lengths = matrix_.stratum(s).lengths;
+      std::vector<Range> ranges(lengths.size());
+      std::uint32_t next = 0;
+      for (index_t block = 0; block < matrix_.blocks(); ++block)
+        for (index_t position = 0; position < matrix_.rows(); ++position) {
+          const std::uint32_t end = next + lengths[static_cast<std::size_t>(block * matrix_.rows() + position)];
+          ranges[static_cast<std::size_t>(block * matrix_.rows() + matrix_.row_at(block, position))] = {next, end};
+          next = end;
+        }
+      ranges_.push_back(std::move(ranges));
     }
   }
 
@@ -73,20 +79,24 @@ class LeveledRows {
     const index_t blocks = matrix_.blocks();
     for (int s = 0; s <= level.index; ++s) {
       const auto& stratum = matrix_.stratum(s);
-      const std::uint32_t* const starts = starts_[static_cast<std::size_t>(s)].data();
+      const Range* const ranges = ranges_[static_cast<std::size_t>(s)].data();
       for (index_t block = 0; block < blocks; ++block) {
-        const index_t at = block * matrix_.rows() + row;
+        const Range range = ranges[block * matrix_.rows() + row];
         const index_t base = block * matrix_.block_columns();
         const Scalar* const values = stratum.values.data();
         const Index* const indices = stratum.indices.data();
-        for (std::uint32_t k = starts[at]; k < starts[at + 1]; ++k) f(base + indices[k], values[k]);
+        for (std::uint32_t k = range.begin; k < range.end; ++k) f(base + indices[k], values[k]);
       }
     }
   }
 
  private:
+  struct Range {
+    std::uint32_t begin, end;
+  };
+
   LeveledCsr<Scalar, Index> matrix_;
-  std::vector<std::vector<std::uint32_t>> starts_;
+  std::vector<std::vector<Range>> ranges_;  ///< [strata][blocks x rows]: the non-zeros of a row in a block
 };
 
 namespace detail {

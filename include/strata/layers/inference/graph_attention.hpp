@@ -134,11 +134,11 @@ class GraphAttentionWeights {
       const auto& stratum = vector.stratum(s);
       std::size_t next = 0;
       for (index_t block = 0; block < vector.blocks(); ++block)
-        for (index_t head = 0; head < vector.rows(); ++head)
-          for (auto left = stratum.lengths[static_cast<std::size_t>(block * vector.rows() + head)]; left > 0;
+        for (index_t position = 0; position < vector.rows(); ++position)
+          for (auto left = stratum.lengths[static_cast<std::size_t>(block * vector.rows() + position)]; left > 0;
                --left, ++next)
-            target[layout_.position(head, block * vector.block_columns() + stratum.indices[next])] =
-                stratum.values[next];
+            target[layout_.position(vector.row_at(block, position),
+                                    block * vector.block_columns() + stratum.indices[next])] = stratum.values[next];
     }
   }
 
