@@ -22,7 +22,7 @@ namespace strata::train {
 struct LabelledGraph {
   GraphInput input;
   index_t classes = 0;
-  std::vector<std::uint8_t> labels;       ///< one a node
+  std::vector<std::uint8_t> labels;          ///< one a node
   std::vector<GraphIndex> train, val, test;  ///< disjoint sets of nodes
 
   /// Errors: labels or features that are not one a node, more than 256 classes, a label that is no class, a split that

@@ -50,7 +50,7 @@ struct Recipe {
   double temperature = 2;     ///< of distillation
   double penalty = 5e-3;      ///< ADMM: rho, the pull towards the projection
 
-  bool adamw = false;  ///< AdamW instead of SGD with Nesterov momentum
+  bool adamw = false;          ///< AdamW instead of SGD with Nesterov momentum
   bool coupled_decay = false;  ///< with `adamw`: the decay is part of the gradient, as in PyTorch's Adam
   double momentum = 0.9;
   double decay = 5e-4;  ///< weight decay
