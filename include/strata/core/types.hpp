@@ -17,7 +17,7 @@ struct Level {
   int index = 0;
 
   friend constexpr bool operator==(Level, Level) = default;
-  friend constexpr auto operator<=>(Level, Level) = default;
+  friend constexpr auto operator<=>(Level, Level) = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 errs
 };
 
 /// A (vertical, horizontal) pair. Converts from one number that then holds for both directions.

@@ -69,7 +69,7 @@ class Model {
   /// Gives the memory of all strata above `level` back to the system: waits for runs above `level` that are under way,
   /// then returns the bytes given back. Others may run the model meanwhile. Not for a real-time thread. Raises: no such
   /// level, a model that is not mapped from a file.
-  index_t release_above(Level level) const {
+  index_t release_above(Level level) const {  // NOLINT(modernize-use-nodiscard): the bytes are for who asks
     return residency_->release_above(level).value();
   }
   /// Starts to read the strata up to `level` from the file again, on a thread of its own; `present()` follows, and

@@ -87,7 +87,7 @@ class Residency {
       while (runs_[above].count.load() != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
     const Range range = pages(level.index + 1, top_);
     if (range.begin >= range.end) return index_t{0};
-    void* begin = reinterpret_cast<void*>(range.begin);
+    void* begin = reinterpret_cast<void*>(range.begin);  // NOLINT(performance-no-int-to-ptr): pages of a mapping
 #if defined(MADV_PAGEOUT)
     // Gives back the page cache as well where nobody else maps the file; where that is not allowed, nothing is lost.
     (void)::madvise(begin, range.end - range.begin, MADV_PAGEOUT);
@@ -163,10 +163,12 @@ class Residency {
 #if defined(STRATA_HAS_MADVISE)
       const std::uintptr_t aligned = range.begin / page * page;
       if (range.begin < range.end)
+        // NOLINTNEXTLINE(performance-no-int-to-ptr): pages of a mapping
         (void)::madvise(reinterpret_cast<void*>(aligned), range.end - aligned, MADV_WILLNEED);
 #endif
       for (std::uintptr_t at = range.begin; at < range.end; at = (at / page + 1) * page) {
         if (cancel_.load(std::memory_order_relaxed)) return;
+        // NOLINTNEXTLINE(performance-no-int-to-ptr): pages of a mapping
         (void)*reinterpret_cast<const volatile unsigned char*>(at);
       }
       present_.store(s);

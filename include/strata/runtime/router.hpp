@@ -190,7 +190,8 @@ class Router {
   };
 
   [[nodiscard]] const Entry& at(int stage, Level level) const noexcept {
-    return table_[static_cast<std::size_t>(stage * levels_ + level.index)];
+    return table_[static_cast<std::size_t>(stage) * static_cast<std::size_t>(levels_) +
+                  static_cast<std::size_t>(level.index)];
   }
   [[nodiscard]] Duration elapsed() const noexcept { return detail::since(arrival_, last_); }
   [[nodiscard]] bool expired(Duration elapsed) const noexcept {
