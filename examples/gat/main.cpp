@@ -266,7 +266,9 @@ void print_table(const nlohmann::json& rows, const char* key) {
     if (std::find(order.begin(), order.end(), place) == order.end()) order.push_back(place);
   }
   const auto dense = gat::by_seed(rows, "dense", "dense", key);
-  for (const auto& [arm, level] : order) {
+  for (const auto& place : order) {
+    const std::string& arm = place.first;
+    const std::string& level = place.second;
     const auto values = gat::by_seed(rows, arm, level, key);
     if (values.empty()) continue;
     const auto summary = gat::summarise(gat::values_of(values));

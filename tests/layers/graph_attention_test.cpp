@@ -261,7 +261,7 @@ TEST_CASE("the model counts weights, bytes and levels of graph attention layers"
 TEST_CASE("gradients of graph attention agree with finite differences") {
   strata::SerialExecutor serial;
   unsigned seed = 100;
-  for (const auto& [name, graph] : graphs())
+  for (const auto& each : graphs())
     for (const bool concat : {true, false})
       for (const bool dropout : {false, true}) {
         GraphAttentionOptions sparse{.in_features = 4,
@@ -290,13 +290,13 @@ TEST_CASE("gradients of graph attention agree with finite differences") {
               parameter.strata.push_back(i % 4 == 3 ? strata::StratumMap::absent
                                                     : static_cast<std::uint8_t>(i % 4 == 2));
           });
-        const auto x = random_features(graph.nodes(), 4, seed);
+        const auto x = random_features(each.graph.nodes(), 4, seed);
         train::Context<double> context(serial);
         std::vector<double> weights;
         for (const int level : {0, 1}) {
           const auto run = [&] {
             context.begin(Level{level});
-            return second(context, first(context, x, graph), graph);
+            return second(context, first(context, x, each.graph), each.graph);
           };
           auto y = run();
           weights.resize(static_cast<std::size_t>(y.value().size()));
@@ -323,7 +323,7 @@ TEST_CASE("gradients of graph attention agree with finite differences") {
               const double error = std::abs((above - below) / (2 * h) - parameter->gradient[i]);
               worst = std::max(worst, error / (1 + std::abs(parameter->gradient[i])));
             }
-          INFO(name << ", concat " << concat << ", dropout " << dropout << ", level " << level);
+          INFO(each.name << ", concat " << concat << ", dropout " << dropout << ", level " << level);
           CHECK(worst < 1e-5);
         }
       }
