@@ -15,12 +15,12 @@
 namespace strata::kernels {
 
 /// One call per kind of weights, so that everything above is the same for sparse and dense.
-template <class Arch, class Scalar, class Index>
+template <class Arch, bool tables, class Scalar, class Index>
 void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, index_t vectors,
                    const TileJob<Scalar>& job) noexcept {
-  sparse_tile<Arch>(weights, level, vectors, job);
+  sparse_tile<Arch, tables>(weights, level, vectors, job);
 }
-template <class Arch, class Scalar>
+template <class Arch, bool tables, class Scalar>
 void multiply_tile(const DenseMatrix<Scalar>& weights, Level, index_t vectors, const TileJob<Scalar>& job) noexcept {
   dense_tile<Arch>(weights, vectors, job);
 }
@@ -63,15 +63,16 @@ class WorkSplit {
 /// output = epilogue(convolution of input with weights) at `level`. `weights` is a `LeveledCsr` or a `DenseMatrix` of
 /// shape.out_channels x shape.columns(). Residual: laid out as the output. Scratch comes from `arena`.
 /// Preconditions: layouts fit the shape, level within the weights' levels, rows of one group of channels are whole
-/// `row_group`s if there are several groups.
-template <class Arch, class Scalar, class Weights>
+/// `row_group`s if there are several groups. `pointwise`: the shape is, and the tiles are whole vectors; spares the
+/// compiler the rest (linear layers).
+template <class Arch, bool pointwise = false, class Scalar, class Weights>
 void convolution(const Weights& weights, Level level, const ConvolutionShape& shape, const TileLayout& in,
                  const Scalar* input, const TileLayout& out, Scalar* output, const Epilogue<Scalar>& epilogue,
                  Arena& arena, Executor& executor) {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   // A single vector has no lanes side by side: seen as a tile of one pixel it is computed by the scalar twin's rules in
   // the linear layers; a convolution pads it to one vector of pixels.
-  const bool direct = shape.pointwise() && in.tile_pitch % lanes == 0;
+  const bool direct = pointwise || (shape.pointwise() && in.tile_pitch % lanes == 0);
   const index_t vectors = ceil_div(out.tile_pitch, lanes);
   const PanelPlan plan(shape, in, out, weights.block_columns(), lanes);
   const bool grouped = shape.groups > 1;
@@ -113,17 +114,17 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
             job.prefetch_bytes =
                 next_tile < in.tiles ? channels * in.tile_pitch * static_cast<index_t>(sizeof(Scalar)) : 0;
           }
-          if (direct) {
+          if (pointwise || direct) {
             const index_t channel = group * (shape.in_channels / shape.groups) + column;
             job.panel = input + tile * in.tile_size() + channel * in.tile_pitch;
             job.columns = {in.tile_pitch, nullptr};
-          } else {
+          } else if constexpr (!pointwise) {
             plan.template fill<Arch>(input, tile, group, column, weights.block_width(block), panel);
             if (plan.uses_table() && table_per_block) plan.fill_table(column, weights.block_width(block), table);
             job.panel = panel;
             job.columns = {out.tile_pitch, plan.uses_table() ? table : nullptr};
           }
-          multiply_tile<Arch>(weights, level, vectors, job);
+          multiply_tile<Arch, !pointwise>(weights, level, vectors, job);
         }
       }
     });

@@ -73,8 +73,8 @@ class Linear {
     shape.in_channels = options_.in_features;
     shape.out_channels = options_.out_features;
     weights_.with_matrix([&](const auto& matrix) {
-      kernels::convolution<Arch>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
-                                 context.arena(), context.executor());
+      kernels::convolution<Arch, true>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
+                                       context.arena(), context.executor());
     });
     return y;
   }
