@@ -114,7 +114,7 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
             job.prefetch_bytes =
                 next_tile < in.tiles ? channels * in.tile_pitch * static_cast<index_t>(sizeof(Scalar)) : 0;
           }
-          if (pointwise || direct) {
+          if (direct) {
             const index_t channel = group * (shape.in_channels / shape.groups) + column;
             job.panel = input + tile * in.tile_size() + channel * in.tile_pitch;
             job.columns = {in.tile_pitch, nullptr};

@@ -56,10 +56,12 @@ class PanelPlan {
                   largest_shift(shape.padding.h * output.row_pitch + shape.padding.w,
                                 (shape.kernel.h - 1) * shape.dilation.h * output.row_pitch +
                                     (shape.kernel.w - 1) * shape.dilation.w) <= reach(lanes);
-    for (std::size_t phase = 0; phase < phase_rows_.size(); ++phase)
-      phase_rows_[phase] = count_rows_of_phase(static_cast<index_t>(phase));
     rows_ = 0;
-    for (index_t phase = 0; phase < shape.stride.h; ++phase) rows_ += rows_of_phase(phase);
+    for (index_t phase = 0; phase < shape.stride.h; ++phase) {
+      const index_t rows = count_rows_of_phase(phase);
+      if (const auto at = static_cast<std::size_t>(phase); at < phase_rows_.size()) phase_rows_[at] = rows;
+      rows_ += rows;
+    }
     const index_t touched = ceil_div(block_columns, shape.taps()) + (block_columns % shape.taps() == 0 ? 0 : 1);
     tap_pitch_ = rows_ * output.row_pitch;
     channel_pitch_ = shape.kernel.w * tap_pitch_;

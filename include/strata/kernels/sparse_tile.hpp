@@ -192,6 +192,7 @@ void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t v
     job.panel += width * lanes;
     job.output += width * lanes;
     if (job.epilogue.residual != nullptr) job.epilogue.residual += width * lanes;
+    job.prefetch_bytes = 0;  // the first piece has fetched all
     vectors -= width;
   }
 }
