@@ -2,10 +2,9 @@
 // point clouds, and reports every model's accuracy, weights and FLOPs.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <span>
 #include <string>
 #include <thread>
@@ -18,8 +17,9 @@
 #include <strata/train/fit.hpp>
 
 #include "../support/idx.hpp"
-#include "../support/progress.hpp"
+#include "../support/levels.hpp"
 #include "../support/table.hpp"
+#include "../support/training_run.hpp"
 #include "network.hpp"
 #include "task.hpp"
 
@@ -28,7 +28,6 @@ namespace {
 using strata::index_t;
 using strata::Level;
 namespace train = strata::train;
-using Clock = std::chrono::steady_clock;
 using TrainingNet = pointnet2::PointNet2<train::Training<float>>;
 using Model = strata::Model<pointnet2::PointNet2>;
 using Config = TrainingNet::Config;
@@ -133,8 +132,7 @@ train::Recipe recipe_for(const Options& options) {
   recipe.random_paths = 0;
   recipe.dense_epochs = options.epochs;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
-  const std::vector<strata::LevelBudget> budgets = {{.weights = 0.0538, .flops = 0.0447},
-                                                    {.weights = 0.1338, .flops = 0.1497}};
+  const std::vector<strata::LevelBudget> budgets = examples::parse_levels(examples::paper_levels);
   if (options.arm == "dense") return recipe;
   recipe.levels = budgets;
   recipe.dense_epochs = 0.45 * options.epochs;
@@ -173,60 +171,8 @@ double accuracy(const Model& model, const pointnet2::Clouds& data, Level level, 
   return static_cast<double>(correct) / static_cast<double>(data.size());
 }
 
-/// Seconds that earlier pieces of this run took, beside its checkpoint.
-double earlier_seconds(const std::string& path) {
-  std::ifstream file(path);
-  double seconds = 0;
-  return file >> seconds ? seconds : 0;
-}
-
 void write_text(const std::string& path, const std::string& text) {
   (void)strata::io::write_atomically(path, {std::as_bytes(std::span(text))}).value();
-}
-
-/// Trains to the end (true) or until the time is up.
-bool train_network(train::Trainer<TrainingNet, pointnet2::CloudTask<float>>& trainer, const Options& options,
-                   double& seconds) {
-  const std::string checkpoint = options.out + "/checkpoint.safetensors";
-  const std::string clock = options.out + "/seconds.txt";
-  if (options.resume && std::filesystem::exists(checkpoint)) {
-    const auto archive = std::move(strata::io::read_model(checkpoint)).value();
-    if (strata::Status status = trainer.restore(archive); !status) strata::raise(status.error().within(checkpoint));
-    seconds = earlier_seconds(clock);
-  }
-  const double before = seconds;
-  const auto start = Clock::now();
-  const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
-  auto saved = Clock::now();
-  const std::int64_t first = trainer.steps_done();
-  double passes = 0;
-  examples::ProgressLine line;
-  while (!trainer.done()) {
-    train::Progress progress;
-    progress.phase = trainer.phase_name();
-    passes += trainer.passes_of_step();
-    progress.loss = trainer.step();
-    progress.step = trainer.steps_done();
-    progress.steps = trainer.steps();
-    progress.seconds = since(start);
-    progress.seconds_left = progress.seconds / passes * trainer.passes_left();
-    progress.samples_per_second = static_cast<double>((progress.step - first) * options.batch) / progress.seconds;
-    line(progress);
-    const bool stop = options.stop_after > 0 && progress.seconds >= options.stop_after;
-    if (stop || trainer.done() || since(saved) >= 30) {
-      seconds = before + since(start);
-      (void)strata::io::write_model(trainer.state(), checkpoint).value();
-      write_text(clock, examples::fixed(seconds, 1) + "\n");
-      saved = Clock::now();
-    }
-    if (stop && !trainer.done()) {
-      std::fprintf(stderr, "\nstopped after step %lld of %lld, %.0f s of this piece; about %.0f s are left: --resume\n",
-                   static_cast<long long>(progress.step), static_cast<long long>(progress.steps), progress.seconds,
-                   progress.seconds_left);
-      return false;
-    }
-  }
-  return true;
 }
 
 int run(const Options& options, const std::string& command) {
@@ -244,8 +190,19 @@ int run(const Options& options, const std::string& command) {
   train::initialise(network, options.seed);
   strata::ThreadPool pool(options.threads);
   train::Trainer<TrainingNet, pointnet2::CloudTask<float>> trainer(network, task, recipe, pool);
-  double seconds = 0;
-  if (!train_network(trainer, options, seconds)) return unfinished;
+  examples::stop_on_signals();
+  const auto trained = examples::run_training(
+      trainer, options.batch,
+      {.checkpoint = options.out + "/checkpoint.safetensors",
+       .resume = options.resume,
+       .checkpoint_seconds = 30,
+       .stop_after = options.stop_after,
+       .steps_per_epoch = std::max<std::int64_t>(1, strata::ceil_div(task.size(), options.batch))});
+  if (!trained.finished) {
+    std::fprintf(stderr, "stopped after step %lld of %lld: --resume\n", static_cast<long long>(trainer.steps_done()),
+                 static_cast<long long>(trainer.steps()));
+    return unfinished;
+  }
 
   const auto counts = train::count_layers<float>(network, trainer.levels());
   if (!recipe.levels.empty()) (void)strata::check_within(counts, recipe.levels).value();
@@ -256,7 +213,7 @@ int run(const Options& options, const std::string& command) {
   examples::Table table({"model", "accuracy", "weights", "FLOPs", "KiB"});
   nlohmann::json rows = nlohmann::json::array();
   const auto add = [&](const Model& judged, Level level, const nlohmann::json& name, double weights, double flops,
-                       double epochs) {
+                       double epochs, double seconds) {
     const double share = accuracy(judged, parts.judge, level, options.threads);
     table.add({name.is_string() ? name.get<std::string>() : "level " + std::to_string(name.get<int>()),
                examples::percent(share, 2), examples::percent(weights, 2), examples::percent(flops, 2),
@@ -276,13 +233,13 @@ int run(const Options& options, const std::string& command) {
                     {"command", command}});
   };
   if (recipe.levels.empty()) {
-    add(model, Level{0}, "dense", 1, 1, options.epochs);
+    add(model, Level{0}, "dense", 1, 1, options.epochs, trained.seconds);
   } else {
     // The dense model that a sparse arm starts from had fewer epochs than the dense arm: its row says so.
     const std::string dense_path = options.out + "/dense.safetensors";
     strata::save(*trainer.dense(), 1, dense_path);
     add(strata::load<pointnet2::PointNet2>(dense_path, {.self_check = true}), Level{0}, "dense", 1, 1,
-        recipe.dense_epochs);
+        recipe.dense_epochs, trained.dense_seconds);
     for (int level = model.levels() - 1; level >= 0; --level) {
       const auto count = strata::count_level(counts, Level{level});
       if (count.weights != model.nnz(Level{level}))
@@ -290,12 +247,12 @@ int run(const Options& options, const std::string& command) {
                                     std::to_string(count.weights) + " weights, as trained",
                                     std::to_string(model.nnz(Level{level}))));
       add(model, Level{level}, options.arm == "single" ? options.single_level : level, count.weight_share(),
-          count.flop_share(), options.epochs);
+          count.flop_share(), options.epochs, trained.seconds);
     }
   }
   if (!options.report.empty()) write_text(options.report, rows.dump(2) + "\n");
-  std::printf("%s\n%.0f seconds of training; accuracy on %lld clouds (%s). Model: %s\n", table.text().c_str(), seconds,
-              static_cast<long long>(parts.judge.size()), options.judge.c_str(), model_path.c_str());
+  std::printf("%s\n%.0f seconds of training; accuracy on %lld clouds (%s). Model: %s\n", table.text().c_str(),
+              trained.seconds, static_cast<long long>(parts.judge.size()), options.judge.c_str(), model_path.c_str());
   return 0;
 }
 
@@ -304,7 +261,8 @@ int run(const Options& options, const std::string& command) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app{
-      "Trains PointNet++ with nested sparse levels on point clouds. Ends with 3 if --stop-after cut the run short."};
+      "Trains PointNet++ with nested sparse levels on point clouds. Ends with 3 if --stop-after or a signal cut the "
+      "run short."};
   app.add_option("--set", options.set, "shapes13 or fashion (Fashion-MNIST as 2-D points)")
       ->check(CLI::IsMember({"shapes13", "fashion"}))
       ->capture_default_str();
