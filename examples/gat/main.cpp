@@ -161,7 +161,8 @@ class Experiment {
  private:
   [[nodiscard]] bool has_rows(const std::string& arm, std::int64_t seed) const {
     return std::any_of(rows_.begin(), rows_.end(), [&](const auto& row) {
-      return row.at("arm") == arm && row.at("seed") == seed && (!options_.test || row.at("accuracy").is_number());
+      return row.at("arm").template get<std::string>() == arm && row.at("seed").template get<std::int64_t>() == seed &&
+             (!options_.test || row.at("accuracy").is_number());
     });
   }
 
