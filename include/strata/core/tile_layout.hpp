@@ -7,8 +7,8 @@
 namespace strata {
 
 /// Layout of a batch of pictures as [tile][channel][rows of the tile][row]. A tile is a few whole rows of one picture,
-/// or several whole small pictures; `tile_pitch` floats apart lie the channels of a tile. Rows are padded to whole SIMD
-/// vectors where that wastes little and packed where it would waste much. Lanes that belong to no pixel hold
+/// or several whole small pictures; `tile_pitch` elements apart lie the channels of a tile. Rows follow each other
+/// without gaps, so that a tile wastes less than one SIMD vector, at its end. Lanes that belong to no pixel hold
 /// unspecified values.
 ///
 /// Vectors (height = width = 1) are the special case: a batch of one is a plain array of channels, a larger batch lies
@@ -21,13 +21,13 @@ struct TileLayout {
   index_t channels = 0;
   index_t height = 0;
   index_t width = 0;
-  index_t row_pitch = 0;        ///< from a row to the next one in a tile
+  index_t row_pitch = 0;        ///< from a row to the next one in a tile: its width
   index_t tile_rows = 0;        ///< rows of a picture in a tile; `height` if a tile holds whole pictures
   index_t images_per_tile = 1;  ///< more than 1 only if a tile holds whole pictures
   index_t tile_pitch = 0;       ///< from a channel to the next one in a tile
   index_t tiles = 0;
 
-  /// Most SIMD vectors of a tile that one kernel call keeps in registers; wider tiles are computed in pieces.
+  /// Most SIMD vectors of a tile, unless a single row is wider: a block of channels of it stays in the L2 cache.
   static constexpr index_t max_vectors = 14;
 
   /// The layout for SIMD vectors of `lanes` elements. Preconditions: extents >= 0, lanes >= 1.
@@ -43,9 +43,7 @@ struct TileLayout {
       layout.row_pitch = layout.tile_pitch = layout.tiles = 1;
       return layout;
     }
-    const index_t padded = round_up(shape.width, lanes);
-    const bool pad = (padded - shape.width) * 6 <= padded;  // at most a sixth of the lanes idle
-    layout.row_pitch = pad ? padded : shape.width;
+    layout.row_pitch = shape.width;
     const index_t most = max_vectors * lanes;
     const index_t picture = layout.row_pitch * shape.height;
     if (2 * picture <= most && batch > 1) {  // whole pictures side by side, evenly spread over the tiles
@@ -56,15 +54,26 @@ struct TileLayout {
       layout.tile_pitch = round_up(layout.images_per_tile * picture, lanes);
       return layout;
     }
-    // As many tiles as needed, all of about the same height: 8 vectors hide the latency of the multiply-adds.
-    const index_t wanted = 8 * lanes;
-    index_t rows = picture <= most ? shape.height : (wanted < layout.row_pitch ? 1 : wanted / layout.row_pitch);
-    const index_t tiles = ceil_div(shape.height, rows);
-    rows = ceil_div(shape.height, tiles);
+    const index_t rows = picture <= most ? shape.height : rows_of_tile(shape, lanes);
     layout.tile_rows = rows;
     layout.tile_pitch = round_up(rows * layout.row_pitch, lanes);
     layout.tiles = batch * ceil_div(shape.height, rows);
     return layout;
+  }
+
+  /// Rows of a tile of a picture that is larger than a tile: those that waste the fewest lanes, and as many as possible
+  /// of them.
+  [[nodiscard]] static constexpr index_t rows_of_tile(Shape shape, index_t lanes) noexcept {
+    index_t best = 1;
+    index_t least = shape.height * ceil_div(shape.width, lanes);
+    for (index_t rows = 2; rows * shape.width <= max_vectors * lanes; ++rows) {
+      const index_t vectors = shape.height / rows * ceil_div(rows * shape.width, lanes) +
+                              ceil_div(shape.height % rows * shape.width, lanes);
+      if (vectors > least) continue;
+      least = vectors;
+      best = rows;
+    }
+    return best;
   }
 
   [[nodiscard]] constexpr Shape shape() const noexcept { return {channels, height, width}; }
@@ -73,6 +82,15 @@ struct TileLayout {
   }
   /// From a tile to the next one.
   [[nodiscard]] constexpr index_t tile_size() const noexcept { return channels * tile_pitch; }
+  /// Elements of a channel in `tile` that belong to pixels; the first so many, without gaps.
+  [[nodiscard]] constexpr index_t tile_width(index_t tile) const noexcept {
+    if (images_per_tile > 1) {
+      const index_t rest = batch - tile * images_per_tile;
+      return (rest < images_per_tile ? rest : images_per_tile) * height * row_pitch;
+    }
+    const index_t rest = height - tile % tiles_per_image() * tile_rows;
+    return (rest < tile_rows ? rest : tile_rows) * row_pitch;
+  }
   /// Elements of the whole tensor, idle lanes included.
   [[nodiscard]] constexpr index_t size() const noexcept { return tiles * tile_size(); }
 

@@ -15,18 +15,47 @@
 namespace strata::kernels {
 
 /// One call per kind of weights, so that everything above is the same for sparse and dense.
-template <class Arch, bool tables, class Scalar, class Index>
-void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, index_t vectors,
+template <class Arch, class Scalar, class Index>
+void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, RowWidth width,
                    const TileJob<Scalar>& job) noexcept {
-  sparse_tile<Arch, tables>(weights, level, vectors, job);
+  sparse_tile<Arch>(weights, level, width, job);
 }
-template <class Arch, bool tables, class Scalar>
-void multiply_tile(const DenseMatrix<Scalar>& weights, Level, index_t vectors, const TileJob<Scalar>& job) noexcept {
-  dense_tile<Arch>(weights, vectors, job);
+template <class Arch, class Scalar>
+void multiply_tile(const DenseMatrix<Scalar>& weights, Level, RowWidth width, const TileJob<Scalar>& job) noexcept {
+  dense_tile<Arch>(weights, width.vectors + (width.tail ? 1 : 0), job);
 }
 
-/// How tiles x rows are spread over threads. Every output element is computed by one task in one order, so results do
-/// not depend on the number of threads.
+/// Most vectors of a tile that are computed together: what stays in the L1 cache with a block of columns.
+template <class Batch, class Scalar, class Index>
+[[nodiscard]] constexpr index_t max_piece(const LeveledCsr<Scalar, Index>&) noexcept {
+  return max_kernel_vectors<Batch>;
+}
+template <class Batch, class Scalar>
+[[nodiscard]] constexpr index_t max_piece(const DenseMatrix<Scalar>&) noexcept {
+  return 2 * detail::dense_vectors;
+}
+
+/// A tile cut into pieces that one kernel call computes, all of about the same width.
+class Pieces {
+ public:
+  /// Of a tile of `vectors` vectors; no piece is wider than `most`.
+  Pieces(index_t vectors, index_t most) noexcept
+      : count_(ceil_div(vectors, most)), narrow_(vectors / count_), wide_(vectors % count_) {}
+
+  [[nodiscard]] index_t count() const noexcept { return count_; }
+  /// The first vector of a piece; of the piece after the last one: the end.
+  [[nodiscard]] index_t begin(index_t piece) const noexcept {
+    return piece * narrow_ + (piece < wide_ ? piece : wide_);
+  }
+
+ private:
+  index_t count_;
+  index_t narrow_;
+  index_t wide_;  // pieces with a vector more than the others: the first ones
+};
+
+/// How pieces of tiles x rows are spread over threads. Every output element is computed by one task in one order, so
+/// results do not depend on the number of threads.
 class WorkSplit {
  public:
   /// `units` rows or groups that may be parted at multiples of `grain`.
@@ -69,62 +98,67 @@ template <class Arch, bool pointwise = false, class Scalar, class Weights>
 void convolution(const Weights& weights, Level level, const ConvolutionShape& shape, const TileLayout& in,
                  const Scalar* input, const TileLayout& out, Scalar* output, const Epilogue<Scalar>& epilogue,
                  Arena& arena, Executor& executor) {
-  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  if (out.size() == 0) return;
   // A single vector has no lanes side by side: seen as a tile of one pixel it is computed by the scalar twin's rules in
   // the linear layers; a convolution pads it to one vector of pixels.
   const bool direct = pointwise || (shape.pointwise() && in.tile_pitch % lanes == 0);
-  const index_t vectors = ceil_div(out.tile_pitch, lanes);
-  const PanelPlan plan(shape, in, out, weights.block_columns(), lanes);
+  const Pieces pieces(ceil_div(out.tile_pitch, lanes), max_piece<Batch>(weights));
+  const PanelPlan plan(shape, in, out, weights.block_columns(), lanes, pieces.begin(1));
   const bool grouped = shape.groups > 1;
   const index_t rows_per_group = shape.out_channels / shape.groups;
-  const WorkSplit split(out.tiles, grouped ? shape.groups : shape.out_channels, grouped ? 1 : weights.row_group(),
-                        static_cast<index_t>(executor.threads()));
-  const bool table_per_block = weights.block_columns() % shape.taps() != 0;
-  const index_t panel_bytes = round_up(plan.size() * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
-  const index_t task_bytes =
-      panel_bytes + round_up(weights.block_columns() * static_cast<index_t>(sizeof(std::uint32_t)), Block::alignment);
+  const WorkSplit split(out.tiles * pieces.count(), grouped ? shape.groups : shape.out_channels,
+                        grouped ? 1 : weights.row_group(), static_cast<index_t>(executor.threads()));
+  const index_t task_bytes = round_up(plan.size() * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
   const Block scratch = direct ? Block() : arena.take(split.tasks() * task_bytes);
   executor.parallel_for(split.tasks(), [&](index_t task) {
     Scalar* const panel = direct ? nullptr : reinterpret_cast<Scalar*>(scratch.data() + task * task_bytes);
-    auto* const table =
-        direct ? nullptr : reinterpret_cast<std::uint32_t*>(scratch.data() + task * task_bytes + panel_bytes);
-    if (!direct) plan.prepare(panel);
-    if (!direct && plan.uses_table()) plan.fill_table(0, weights.block_width(0), table);
-    split.for_each(task, [&](index_t tile, index_t first, index_t last) {
+    index_t prepared = -1;  // the tile whose masks are behind the panel
+    split.for_each(task, [&](index_t item, index_t first, index_t last) {
+      const index_t tile = item / pieces.count();
+      const index_t begin = pieces.begin(item % pieces.count()) * lanes;
+      const index_t end = pieces.begin(item % pieces.count() + 1) * lanes;
+      const index_t used = out.tile_width(tile);  // less than the tile where a picture or the batch ends
+      if (begin >= used) return;
+      const RowWidth width = RowWidth::of<Batch>(used < end ? used - begin : end - begin);
+      if (!direct && tile != prepared) {
+        plan.prepare(tile, prepared < 0, panel);
+        prepared = tile;
+      }
       for (index_t group = grouped ? first : 0; group < (grouped ? last : 1); ++group) {
         TileJob<Scalar> job;
         job.first_row = grouped ? group * rows_per_group : first;
         job.last_row = grouped ? (group + 1) * rows_per_group : last;
-        job.output = output + tile * out.tile_size();
+        job.output = output + tile * out.tile_size() + begin;
         job.output_pitch = out.tile_pitch;
         job.epilogue = epilogue;
-        if (epilogue.residual != nullptr) job.epilogue.residual += tile * out.tile_size();
+        if (epilogue.residual != nullptr) job.epilogue.residual += tile * out.tile_size() + begin;
         for (index_t block = 0; block < weights.blocks(); ++block) {
           job.block = block;
           job.first_block = block == 0;
           job.last_block = block + 1 == weights.blocks();
           const index_t column = block * weights.block_columns();
-          if (in.tiles == out.tiles && !grouped) {
-            // The block of columns or the tile after this one.
-            const index_t next = job.last_block ? 0 : column + weights.block_columns();
-            const index_t channel = next / shape.taps();
-            const index_t channels = ceil_div(weights.block_width(job.last_block ? 0 : block + 1), shape.taps());
-            const index_t next_tile = job.last_block ? tile + 1 : tile;
-            job.prefetch = input + next_tile * in.tile_size() + channel * in.tile_pitch;
-            job.prefetch_bytes =
-                next_tile < in.tiles ? channels * in.tile_pitch * static_cast<index_t>(sizeof(Scalar)) : 0;
+          if (in.tiles == out.tiles && !grouped && !job.last_block) {
+            const index_t next = (column + weights.block_columns()) / shape.taps();
+            job.prefetch = input + tile * in.tile_size() + next * in.tile_pitch + begin;
+            job.prefetch_columns = ceil_div(weights.block_width(block + 1), shape.taps());
+            job.prefetch_pitch = in.tile_pitch;
+            job.prefetch_bytes = (end - begin) * static_cast<index_t>(sizeof(Scalar));
+          } else {
+            job.prefetch_columns = 0;
           }
           if (direct) {
             const index_t channel = group * (shape.in_channels / shape.groups) + column;
-            job.panel = input + tile * in.tile_size() + channel * in.tile_pitch;
-            job.columns = {in.tile_pitch, nullptr};
+            job.panel = input + tile * in.tile_size() + channel * in.tile_pitch + begin;
+            job.panel_pitch = in.tile_pitch;
           } else if constexpr (!pointwise) {
-            plan.template fill<Arch>(input, tile, group, column, weights.block_width(block), panel);
-            if (plan.uses_table() && table_per_block) plan.fill_table(column, weights.block_width(block), table);
             job.panel = panel;
-            job.columns = {out.tile_pitch, plan.uses_table() ? table : nullptr};
+            job.panel_pitch = end - begin;
+            plan.template fill<Arch>(input, {tile, group, column, weights.block_width(block), begin, end - begin},
+                                     panel);
           }
-          multiply_tile<Arch, !pointwise>(weights, level, vectors, job);
+          multiply_tile<Arch>(weights, level, width, job);
         }
       }
     });

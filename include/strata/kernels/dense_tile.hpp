@@ -61,8 +61,7 @@ void dense_tile(const DenseMatrix<Scalar>& matrix, index_t row, const TileJob<Sc
   const index_t width = matrix.block_width(job.block);
   const Scalar* weights = matrix.data() + row * matrix.columns() + job.block * matrix.block_columns();
   for (index_t c = 0; c < width; ++c) {
-    const Scalar* column =
-        job.panel + (job.columns.table != nullptr ? static_cast<index_t>(job.columns.table[c]) : c * job.columns.pitch);
+    const Scalar* column = job.panel + c * job.panel_pitch;
     std::array<Batch, static_cast<std::size_t>(vectors)> pixels;
     for (int v = 0; v < vectors; ++v) pixels[static_cast<std::size_t>(v)] = Batch::load_unaligned(column + v * lanes);
     for (int r = 0; r < rows; ++r) {
@@ -143,8 +142,7 @@ void dense_tile_reference(const DenseMatrix<Scalar>& matrix, index_t width, cons
       Scalar& output = job.output[row * job.output_pitch + x];
       if (job.first_block) output = Scalar{0};
       for (index_t c = 0; c < matrix.block_width(job.block); ++c) {
-        const index_t offset =
-            job.columns.table != nullptr ? static_cast<index_t>(job.columns.table[c]) : c * job.columns.pitch;
+        const index_t offset = c * job.panel_pitch;
         output +=
             matrix.data()[row * matrix.columns() + job.block * matrix.block_columns() + c] * job.panel[offset + x];
       }

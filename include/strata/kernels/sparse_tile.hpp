@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include <xsimd/xsimd.hpp>
@@ -15,13 +16,6 @@
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata::kernels {
-
-/// Where column c of a block starts in the block's panel of pixels: at `c * pitch`, or at `table[c]` where a table is
-/// given. In elements, from the panel's start.
-struct PanelColumns {
-  index_t pitch = 0;
-  const std::uint32_t* table = nullptr;
-};
 
 /// Where the rows of one block start in each stratum: the state of a walk over them.
 template <class Scalar, class Index>
@@ -52,9 +46,40 @@ template <class Scalar, class Index>
   return cursors;
 }
 
-/// Most SIMD vectors of a row that one kernel keeps in registers: enough to hide the latency of the multiply-adds; more
-/// gain nothing, because a wider panel leaves the L1 cache (measured). Wider tiles are computed in pieces.
-inline constexpr index_t max_kernel_vectors = 8;
+/// Most SIMD vectors of a row that one kernel keeps in registers. Few of them with many columns beat many with few: the
+/// panel has to stay in the L1 cache, and sums pass through memory once a block of columns (measured: 4 or 5 of 64
+/// bytes with 192 columns). Wider tiles are computed in pieces.
+template <class Batch>
+inline constexpr index_t max_kernel_vectors = sizeof(Batch) >= 64 ? 5 : 8;
+
+/// A quarter of a vector, which computes the last few pixels of a tile for half the price of a whole vector where
+/// vectors have 64 bytes; `void` elsewhere.
+template <class Batch>
+struct TailOf {
+  using type = void;
+};
+template <class Scalar, class Arch>
+requires(sizeof(xsimd::batch<Scalar, Arch>) >= 64) struct TailOf<xsimd::batch<Scalar, Arch>> {
+  using type = xsimd::make_sized_batch_t<Scalar, xsimd::batch<Scalar, Arch>::size / 4>;
+};
+template <class Batch>
+using TailBatch = typename TailOf<Batch>::type;
+
+/// What one kernel call computes of a row: `vectors` whole vectors and, if `tail`, a `TailBatch` after them.
+struct RowWidth {
+  index_t vectors = 0;
+  bool tail = false;
+
+  /// For `pixels` elements.
+  template <class Batch>
+  [[nodiscard]] static constexpr RowWidth of(index_t pixels) noexcept {
+    constexpr auto lanes = static_cast<index_t>(Batch::size);
+    const index_t rest = pixels % lanes;
+    if constexpr (!std::is_void_v<TailBatch<Batch>>)
+      if (rest > 0 && rest <= lanes / 4) return {pixels / lanes, true};
+    return {ceil_div(pixels, lanes), false};
+  }
+};
 
 /// Rows `first_row` .. `last_row`-1 of one block of columns; both are ends of groups of rows (or `last_row` the last).
 template <class Scalar>
@@ -62,139 +87,169 @@ struct TileJob {
   index_t block = 0;
   index_t first_row = 0;
   index_t last_row = 0;
-  bool first_block = true;  ///< start from zero instead of what `output` holds
-  bool last_block = true;   ///< apply the epilogue
-  const Scalar* panel = nullptr;
-  PanelColumns columns;
-  Scalar* output = nullptr;  ///< of row 0; `output_pitch` to the next row; aligned to a vector
+  bool first_block = true;        ///< start from zero instead of what `output` holds
+  bool last_block = true;         ///< apply the epilogue
+  const Scalar* panel = nullptr;  ///< of the block's first column
+  index_t panel_pitch = 0;        ///< from a column to the next one; a multiple of the vector size
+  Scalar* output = nullptr;       ///< of row 0; `output_pitch` to the next row; aligned to a vector
   index_t output_pitch = 0;
   Epilogue<Scalar> epilogue;  ///< residual laid out as the output
-  /// What is read next, to be brought into the cache while this job computes: `prefetch_bytes` from here.
+  /// What is read next, to be brought into the cache while this job computes: `prefetch_columns` runs of
+  /// `prefetch_bytes`, `prefetch_pitch` elements apart.
   const Scalar* prefetch = nullptr;
+  index_t prefetch_columns = 0;
+  index_t prefetch_pitch = 0;
   index_t prefetch_bytes = 0;
 };
 
-/// Spreads the prefetching of a range evenly over the rows of a job: a hardware prefetcher cannot guess the next block
-/// of columns from reads that jump about in this one.
+/// Spreads the prefetching of a job over its groups of rows: a hardware prefetcher cannot guess the next block of
+/// columns from reads that jump about in this one.
+template <class Scalar>
 class Prefetcher {
  public:
-  Prefetcher(const void* start, index_t bytes, index_t steps) noexcept
-      : next_(static_cast<const char*>(start)), end_(next_ + bytes) {
-    step_ = steps < 1 ? 0 : ceil_div(ceil_div(bytes, line), steps) * line;
+  Prefetcher(const TileJob<Scalar>& job, index_t row_group) noexcept
+      : column_(reinterpret_cast<const char*>(job.prefetch)),
+        pitch_(job.prefetch_pitch * static_cast<index_t>(sizeof(Scalar))),
+        bytes_(job.prefetch_bytes),
+        columns_(job.prefetch_columns) {
+    const index_t groups = ceil_div(job.last_row - job.first_row, row_group);
+    if (columns_ > 0 && groups > 0) columns_per_step_ = ceil_div(columns_, groups);
   }
   void step() noexcept {
-    const char* const until = end_ - next_ < step_ ? end_ : next_ + step_;
-    for (; next_ < until; next_ += line) __builtin_prefetch(next_);
+    index_t count = columns_ < columns_per_step_ ? columns_ : columns_per_step_;
+    columns_ -= count;
+    for (; count > 0; --count, column_ += pitch_)
+      for (index_t at = 0; at < bytes_; at += line) __builtin_prefetch(column_ + at, 0, 2);
   }
 
  private:
   static constexpr index_t line = 64;
-  const char* next_;
-  const char* end_;
-  index_t step_;
+  const char* column_;
+  index_t pitch_;
+  index_t bytes_;
+  index_t columns_;
+  index_t columns_per_step_ = 0;
 };
 
 namespace detail {
 
-/// `vectors` accumulators += weight * panel column, unrolled whatever the compiler thinks of loops.
-template <class Batch, class Scalar, std::size_t... v>
-[[gnu::always_inline]] inline void add_column(std::array<Batch, sizeof...(v)>& accumulators, Scalar weight,
-                                              const Scalar* column, std::index_sequence<v...>) noexcept {
-  const Batch broadcast(weight);
-  ((accumulators[v] = xsimd::fma(broadcast, Batch::load_aligned(column + v * Batch::size), accumulators[v])), ...);
-}
+/// The sums of one row, in registers. (Sums must never have their address taken: arrays of sums that escape into a
+/// function that is not inlined cost a third of the speed.)
+template <class Batch, bool tail, std::size_t... v>
+struct RowSums {
+  using Scalar = typename Batch::value_type;
+  using Tail = std::conditional_t<tail, TailBatch<Batch>, Batch>;
+  static constexpr auto tail_offset = static_cast<index_t>(sizeof...(v) * Batch::size);
+
+  [[gnu::always_inline]] void clear() noexcept {
+    ((whole[v] = Batch(Scalar{0})), ...);
+    if constexpr (tail) last[0] = Tail(Scalar{0});
+  }
+  [[gnu::always_inline]] void load(const Scalar* row) noexcept {
+    ((whole[v] = Batch::load_aligned(row + v * Batch::size)), ...);
+    if constexpr (tail) last[0] = Tail::load_aligned(row + tail_offset);
+  }
+  [[gnu::always_inline]] void store(Scalar* row) const noexcept {
+    (whole[v].store_aligned(row + v * Batch::size), ...);
+    if constexpr (tail) last[0].store_aligned(row + tail_offset);
+  }
+  /// += weight x column of the panel
+  [[gnu::always_inline]] void add(Scalar weight, const Scalar* column) noexcept {
+    const Batch broadcast(weight);
+    ((whole[v] = xsimd::fma(broadcast, Batch::load_aligned(column + v * Batch::size), whole[v])), ...);
+    if constexpr (tail) last[0] = xsimd::fma(Tail(weight), Tail::load_aligned(column + tail_offset), last[0]);
+  }
+  [[gnu::always_inline]] void finish(const Epilogue<Scalar>& epilogue, index_t row, Scalar* output,
+                                     index_t offset) noexcept {
+    if constexpr (sizeof...(v) > 0) finish_and_store(whole, epilogue, row, output, offset);
+    if constexpr (tail) finish_and_store(last, epilogue, row, output, offset + tail_offset);
+  }
+
+  std::array<Batch, sizeof...(v)> whole;
+  std::array<Tail, tail ? 1 : 0> last;
+};
 
 /// `one`: the level is known to have one stratum, whose cursor then stays in registers.
-template <class Arch, bool table, bool one, class Scalar, class Index, std::size_t... v>
+template <class Arch, bool tail, int strata, class Scalar, class Index, std::size_t... v>
 void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
-                 std::index_sequence<v...> each) noexcept {
-  using Batch = xsimd::batch<Scalar, Arch>;
-  auto cursors = cursors_at(matrix, level, job.block, job.first_row);
-  auto* const last_cursor = cursors.data() + (one ? 0 : level.index);
+                 std::index_sequence<v...>) noexcept {
+  // How far each stratum was read. One number beside constant pointers: compilers make slow vectors of pointers that
+  // move together.
+  std::array<index_t, strata == 0 ? max_strata : strata> at;
+  const auto cursors = cursors_at(matrix, level, job.block, job.first_row);
+  const int last_stratum = strata == 0 ? level.index : strata - 1;
+  for (int s = 0; s <= last_stratum; ++s) at[static_cast<std::size_t>(s)] = 0;
   const Scalar* const panel = job.panel;
-  const index_t pitch = job.columns.pitch;
-  const std::uint32_t* const offsets = job.columns.table;
-  const Epilogue<Scalar> epilogue = job.epilogue;
-  const bool first_block = job.first_block;
-  const bool last_block = job.last_block;
+  const index_t pitch = job.panel_pitch;
   const std::uint8_t* const order = matrix.order().data() + job.block * matrix.rows();
   const index_t row_group = matrix.row_group();
-  index_t group = job.first_row;  // where the group of `position` starts
-  Prefetcher prefetcher(job.prefetch, job.prefetch_bytes, job.last_row - job.first_row);
-  for (index_t position = job.first_row; position < job.last_row; ++position) {
-    if (position - group == row_group) group = position;
-    const index_t row = group + static_cast<index_t>(order[position]);
-    Scalar* const output = job.output + row * job.output_pitch;
+  Prefetcher<Scalar> prefetcher(job, row_group);
+  for (index_t group = job.first_row; group < job.last_row; group += row_group) {
+    const index_t group_end = group + row_group < job.last_row ? group + row_group : job.last_row;
     prefetcher.step();
-    std::array<Batch, sizeof...(v)> sums;
-    if (first_block) {
-      ((sums[v] = Batch(Scalar{0})), ...);
-    } else {
-      ((sums[v] = Batch::load_aligned(output + v * Batch::size)), ...);
-    }
-    for (auto* cursor = cursors.data(); cursor <= last_cursor; ++cursor) {
-      const Scalar* values = cursor->values;
-      const Index* indices = cursor->indices;
-      const Scalar* const end = values + static_cast<index_t>(*cursor->lengths++);
-      for (; values != end; ++values, ++indices) {
-        if constexpr (table) {
-          add_column<Batch>(sums, *values, panel + offsets[*indices], each);
-        } else {
-          add_column<Batch>(sums, *values, panel + static_cast<index_t>(*indices) * pitch, each);
-        }
+    for (index_t position = group; position < group_end; ++position) {
+      const index_t row = group + static_cast<index_t>(order[position]);
+      const index_t offset = row * job.output_pitch;
+      RowSums<xsimd::batch<Scalar, Arch>, tail, v...> sums;
+      if (job.first_block) {
+        sums.clear();
+      } else {
+        sums.load(job.output + offset);
       }
-      cursor->values = values;
-      cursor->indices = indices;
-    }
-    if (last_block) {
-      finish_and_store(sums, epilogue, row, job.output, row * job.output_pitch);
-    } else {
-      (sums[v].store_aligned(output + v * Batch::size), ...);
+#pragma GCC unroll 2
+      for (int s = 0; s <= last_stratum; ++s) {
+        const auto& cursor = cursors[static_cast<std::size_t>(s)];
+        index_t k = at[static_cast<std::size_t>(s)];
+        const index_t end = k + static_cast<index_t>(cursor.lengths[position - job.first_row]);
+        at[static_cast<std::size_t>(s)] = end;
+        const Scalar* const values = cursor.values;
+        const Index* const indices = cursor.indices;
+        for (; k != end; ++k) sums.add(values[k], panel + static_cast<index_t>(indices[k]) * pitch);
+      }
+      if (job.last_block) {
+        sums.finish(job.epilogue, row, job.output, offset);
+      } else {
+        sums.store(job.output + offset);
+      }
     }
   }
 }
 
-template <class Arch, std::size_t vectors, bool table, class Scalar, class Index>
+template <class Arch, std::size_t vectors, bool tail, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
-  // Measured: a tenth faster for 1x1 convolutions (byte indices, no table), nothing elsewhere; each costs compile time.
-  if constexpr (!table && sizeof(Index) == 1)
-    if (level.index == 0) return sparse_tile<Arch, table, true>(matrix, level, job, each);
-  sparse_tile<Arch, table, false>(matrix, level, job, each);
+  if (level.index == 0) {
+    sparse_tile<Arch, tail, 1>(matrix, level, job, each);
+  } else if (level.index == 1) {
+    sparse_tile<Arch, tail, 2>(matrix, level, job, each);
+  } else {
+    sparse_tile<Arch, tail, 0>(matrix, level, job, each);
+  }
 }
 
-template <class Arch, bool table, class Scalar, class Index, std::size_t... v>
+template <class Arch, bool tail, class Scalar, class Index, std::size_t... v>
 void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
                     std::index_sequence<v...>) noexcept {
   using Kernel = void (*)(const LeveledCsr<Scalar, Index>&, Level, const TileJob<Scalar>&) noexcept;
-  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, table, Scalar, Index>...};
-  kernels[vectors - 1](matrix, level, job);
+  constexpr std::size_t least = tail ? 0 : 1;
+  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + least, tail, Scalar, Index>...};
+  kernels[vectors - static_cast<index_t>(least)](matrix, level, job);
 }
 
 }  // namespace detail
 
 /// output[row] (+)= matrix[row, block] x panel for the rows of the job at `level`; a row of the panel and of the output
-/// is `vectors` SIMD vectors long. `tables`: whether jobs may have one.
-/// Preconditions: vectors >= 1, every column of the panel starts at a multiple of the vector size, level.index <
-/// min(matrix.levels(), max_strata).
-template <class Arch, bool tables = true, class Scalar, class Index>
-void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t vectors, TileJob<Scalar> job) noexcept {
-  constexpr std::make_index_sequence<static_cast<std::size_t>(max_kernel_vectors)> counts{};
-  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  while (vectors > 0) {  // wide tiles in pieces of about equal width
-    const index_t pieces = ceil_div(vectors, max_kernel_vectors);
-    const index_t width = ceil_div(vectors, pieces);
-    if (job.columns.table == nullptr) {
-      detail::sparse_tile_of<Arch, false>(width, matrix, level, job, counts);
-    } else if constexpr (tables) {
-      detail::sparse_tile_of<Arch, true>(width, matrix, level, job, counts);
-    }
-    job.panel += width * lanes;
-    job.output += width * lanes;
-    if (job.epilogue.residual != nullptr) job.epilogue.residual += width * lanes;
-    job.prefetch_bytes = 0;  // the first piece has fetched all
-    vectors -= width;
-  }
+/// is as long as `width` says.
+/// Preconditions: 1 <= vectors of `width`, the tail counted as one, <= max_kernel_vectors; a tail only where the
+/// architecture has a `TailBatch`; level.index < min(matrix.levels(), max_strata).
+template <class Arch, class Scalar, class Index>
+void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, RowWidth width,
+                 const TileJob<Scalar>& job) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr std::make_index_sequence<static_cast<std::size_t>(max_kernel_vectors<Batch>)> counts{};
+  if constexpr (!std::is_void_v<TailBatch<Batch>>)
+    if (width.tail) return detail::sparse_tile_of<Arch, true>(width.vectors, matrix, level, job, counts);
+  detail::sparse_tile_of<Arch, false>(width.vectors, matrix, level, job, counts);
 }
 
 /// The scalar twin of `sparse_tile`: `width` pixels a row, one at a time.
@@ -211,8 +266,7 @@ void sparse_tile_reference(const LeveledCsr<Scalar, Index>& matrix, Level level,
       auto& cursor = cursors[static_cast<std::size_t>(s)];
       const auto length = static_cast<index_t>(*cursor.lengths++);
       for (index_t k = 0; k < length; ++k, ++cursor.values, ++cursor.indices) {
-        const index_t offset = job.columns.table != nullptr ? static_cast<index_t>(job.columns.table[*cursor.indices])
-                                                            : static_cast<index_t>(*cursor.indices) * job.columns.pitch;
+        const index_t offset = static_cast<index_t>(*cursor.indices) * job.panel_pitch;
         for (index_t x = 0; x < width; ++x) output[x] += *cursor.values * job.panel[offset + x];
       }
     }

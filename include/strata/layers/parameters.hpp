@@ -28,7 +28,7 @@ using LinearIndex = std::uint16_t;
 [[nodiscard]] constexpr index_t conv_block_columns(index_t taps) noexcept {
   constexpr index_t widest = LeveledCsr<float, ConvIndex>::max_block_columns;
   if (taps > widest) return widest;
-  if (taps == 1) return 128;
+  if (taps == 1) return 192;
   return taps * (taps >= 144 ? 1 : 144 / taps);
 }
 

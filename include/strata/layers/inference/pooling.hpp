@@ -11,6 +11,31 @@ namespace strata::inference {
 
 namespace detail {
 
+/// target[x] = max(target[x], row[x * step + shift]), or the sum, where that is inside the row; the neutral element
+/// first if `first`.
+template <bool maximum, class Scalar>
+void add_column(const Scalar* __restrict row, index_t shift, index_t step, index_t width, index_t out_width, bool first,
+                Scalar* __restrict target) noexcept {
+  if (first)
+    for (index_t x = 0; x < out_width; ++x) target[x] = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
+  const index_t from = shift >= 0 ? 0 : ceil_div(-shift, step);
+  const index_t inside = shift >= width ? 0 : ceil_div(width - shift, step);
+  const index_t to = inside < out_width ? inside : out_width;
+  const auto add = [&](index_t x, Scalar pixel) {
+    if constexpr (maximum) {
+      target[x] = pixel > target[x] ? pixel : target[x];
+    } else {
+      target[x] += pixel;
+    }
+  };
+  row += shift;
+  if (step == 2) {
+    for (index_t x = from; x < to; ++x) add(x, row[2 * x]);  // compilers make shuffles of it
+  } else {
+    for (index_t x = from; x < to; ++x) add(x, row[x * step]);
+  }
+}
+
 /// Applies `reduce(source rows' window)` to every output pixel; windows are cut at the picture's edge.
 template <bool maximum, class Scalar, class Arch>
 Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
@@ -50,26 +75,8 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
           }
           column.store_aligned(reduced + sx);
         }
-        const auto window = [&](index_t ox, index_t first, index_t last) {
-          Scalar result = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
-          for (index_t sx = first; sx < last; ++sx) {
-            if constexpr (maximum) {
-              result = std::max(result, reduced[sx]);
-            } else {
-              result += reduced[sx];
-            }
-          }
-          target[ox] = result;
-        };
-        for (index_t ox = 0; ox < out.width; ++ox) {
-          const index_t left = ox * options.stride.w - options.padding.w;
-          const index_t right = left + options.kernel.w;
-          if (options.kernel.w == 3 && left >= 0 && right <= in.width) {
-            window(ox, left, left + 3);  // unrolled
-          } else {
-            window(ox, left < 0 ? 0 : left, right < in.width ? right : in.width);
-          }
-        }
+        for (index_t kx = 0; kx < options.kernel.w; ++kx)
+          add_column<maximum>(reduced, kx - options.padding.w, options.stride.w, in.width, out.width, kx == 0, target);
         if constexpr (!maximum) {
           for (index_t ox = 0; ox < out.width; ++ox) {
             const index_t left = ox * options.stride.w - options.padding.w;
