@@ -9,6 +9,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,7 @@
 
 #include <strata/core/error.hpp>
 #include <strata/io/atomic_file.hpp>
+#include <strata/io/json.hpp>
 #include <strata/io/mapped_file.hpp>
 #include <strata/io/profile_file.hpp>
 #include <strata/runtime/policy.hpp>
@@ -67,11 +69,11 @@ inline strata::Result<Recording> read_recording(const std::string& path) {
   auto file = strata::io::MappedFile::open(path);
   if (!file) return file.error();
   const auto bytes = file.value()->bytes();
-  auto parsed = strata::io::detail::parse_strictly({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, 6);
-  if (!parsed) return parsed.error().within(path);
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  if (const auto checked = strata::io::JsonValue::parse(text, 6); !checked) return checked.error().within(path);
   Recording recording;
   try {
-    const nlohmann::json& value = parsed.value();
+    const nlohmann::json value = nlohmann::json::parse(text);
     recording.network = value.at("network").get<std::string>();
     recording.stages = value.at("stages").get<std::vector<std::string>>();
     recording.accuracy = value.at("accuracy").get<std::map<std::string, double>>();

@@ -10,6 +10,7 @@
 #include <strata/core/tile_layout.hpp>
 #include <strata/core/types.hpp>
 #include <strata/io/atomic_file.hpp>
+#include <strata/io/json.hpp>
 #include <strata/io/mapped_file.hpp>
 #include <strata/io/model_file.hpp>
 #include <strata/io/profile_file.hpp>

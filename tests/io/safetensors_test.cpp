@@ -1,6 +1,7 @@
 // The safetensors format: what is written, what is read back, and everything that has to be refused.
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -15,8 +16,6 @@
 #include "support/catch.hpp"
 
 namespace {
-
-using nlohmann::json;
 
 strata::Result<strata::io::SafetensorsContents> parse(const std::string& bytes, bool allow_prefix = false) {
   const auto copy = test::exact_copy(bytes);
@@ -66,14 +65,11 @@ LaidOut laid_out(const strata::Archive& archive, const std::set<std::size_t>& se
     new_section.push_back(sections.contains(arrays.size()));
     arrays.push_back(&view);
   }
-  json metadata = json::object();
-  for (const auto& [key, value] : archive.metadata()) metadata[key] = value;
-  LaidOut result;
-  const auto image = strata::io::lay_out_safetensors(arrays, new_section, std::move(metadata),
-                                                     [&](json& text, const std::vector<std::uint64_t>& ends) {
-                                                       text["count"] = std::to_string(ends.size());
-                                                       result.ends = ends;
-                                                     });
+  const strata::io::ArrayPlaces places = strata::io::place_arrays(arrays, new_section);
+  std::map<std::string, std::string> metadata = archive.metadata();
+  metadata["count"] = std::to_string(places.ends.size());
+  const auto image = strata::io::lay_out_safetensors(arrays, places, metadata);
+  LaidOut result{{}, places.ends};
   for (const auto& piece : image->pieces) result.file.append(reinterpret_cast<const char*>(piece.data()), piece.size());
   return result;
 }

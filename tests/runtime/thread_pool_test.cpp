@@ -1,5 +1,6 @@
 // Executors: every task once, all done on return, nothing allocated, pools that do not disturb each other.
 #include <atomic>
+#include <chrono>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -125,6 +126,68 @@ TEST_CASE("pools of several threads run at once without disturbing each other") 
     });
   for (std::thread& host : hosts) host.join();
   CHECK(wrong == 0);
+}
+
+TEST_CASE("workers that fell asleep are woken, and a caller that waits long sleeps") {
+  using namespace std::chrono_literals;
+  for (const int threads : {2, 4}) {
+    INFO(threads << " threads");
+    strata::ThreadPool pool(threads);
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      std::this_thread::sleep_for(5ms);  // longer than anybody spins
+      std::atomic<int> arrived{0};
+      pool.parallel_for(threads, [&](index_t) {
+        ++arrived;
+        while (arrived < threads) std::this_thread::yield();
+      });
+      CHECK(arrived == threads);
+    }
+    // Of two tasks the caller has the first or the second; the other thread's takes long in every second round.
+    const auto caller = std::this_thread::get_id();
+    std::vector<int> runs(2, 0);
+    for (int repeat = 0; repeat < 10; ++repeat)
+      pool.parallel_for(2, [&](index_t task) {
+        if (std::this_thread::get_id() != caller) std::this_thread::sleep_for(repeat % 2 == 0 ? 3ms : 0ms);
+        ++runs[static_cast<std::size_t>(task)];
+      });
+    CHECK(runs == std::vector<int>{10, 10});
+  }
+}
+
+TEST_CASE("tasks may use the pool that runs them") {
+  strata::ThreadPool pool(3);
+  std::atomic<index_t> sum{0};
+  for (int repeat = 0; repeat < 20; ++repeat)
+    pool.parallel_for(6,
+                      [&](index_t outer) { pool.parallel_for(5, [&](index_t inner) { sum += 5 * outer + inner; }); });
+  CHECK(sum == index_t{20} * 435);
+}
+
+TEST_CASE("threads may share a pool") {
+  strata::ThreadPool pool(3);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> hosts;
+  for (int host = 0; host < 3; ++host)
+    hosts.emplace_back([&] {
+      for (index_t i = 0; i < 300; ++i)
+        if (!runs_each_once(pool, i % 20)) ++wrong;
+    });
+  for (std::thread& host : hosts) host.join();
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("what tasks write is there when parallel_for returns, however many threads there are") {
+  for (const int threads : {2, 3, 16}) {
+    INFO(threads << " threads");
+    strata::ThreadPool pool(threads);
+    std::vector<index_t> values(40, 0);
+    bool good = true;
+    for (index_t round = 1; round <= 500; ++round) {
+      pool.parallel_for(40, [&](index_t task) { values[static_cast<std::size_t>(task)] += task; });
+      for (index_t i = 0; i < 40; ++i) good = good && values[static_cast<std::size_t>(i)] == round * i;
+    }
+    CHECK(good);
+  }
 }
 
 TEST_CASE("pools come and go") {

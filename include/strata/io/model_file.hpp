@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 #include <strata/core/archive.hpp>
 #include <strata/core/error.hpp>
 #include <strata/io/atomic_file.hpp>
+#include <strata/io/json.hpp>
 #include <strata/io/mapped_file.hpp>
 #include <strata/io/safetensors.hpp>
 #include <strata/layers/exchange.hpp>
@@ -39,13 +41,6 @@ namespace detail {
   if (!strata::detail::parse_number(found->second, number))
     return Error("metadata " + key, "a number", "\"" + found->second + "\"");
   return number;
-}
-
-/// Whether a JSON string can hold `text` as it is.
-[[nodiscard]] inline bool is_utf8(const std::string& text) {
-  const std::string dumped = nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::ignore);
-  const nlohmann::json parsed = nlohmann::json::parse(dumped, nullptr, false);
-  return parsed.is_string() && parsed.get_ref<const std::string&>() == text;
 }
 
 [[nodiscard]] inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
@@ -151,16 +146,14 @@ namespace detail {
       }
     counts.push_back(arrays.size());
   }
-  nlohmann::json metadata = nlohmann::json::object();
-  for (const auto& [key, value] : archive.metadata()) metadata[key] = value;
+  const ArrayPlaces places = place_arrays(arrays, new_section);
+  std::map<std::string, std::string> metadata = archive.metadata();
   metadata[std::string(format_key)] = std::string(format_version);
   metadata[std::string(levels_key)] = std::to_string(archive.levels());
-  const auto image = lay_out_safetensors(arrays, new_section, std::move(metadata),
-                                         [&](nlohmann::json& text, const std::vector<std::uint64_t>& ends) {
-                                           for (std::size_t s = 0; s < counts.size(); ++s)
-                                             text[std::string(stratum_end_prefix) + std::to_string(s)] =
-                                                 std::to_string(counts[s] == 0 ? 0 : ends[counts[s] - 1]);
-                                         });
+  for (std::size_t s = 0; s < counts.size(); ++s)
+    metadata[std::string(stratum_end_prefix) + std::to_string(s)] =
+        std::to_string(counts[s] == 0 ? 0 : places.ends[counts[s] - 1]);
+  const auto image = lay_out_safetensors(arrays, places, metadata);
   return write_atomically(path, image->pieces);
 }
 

@@ -2,22 +2,19 @@
 // the profile fits a session is checked where it is used (runtime/profile.hpp).
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
 #include <strata/core/error.hpp>
 #include <strata/io/atomic_file.hpp>
+#include <strata/io/json.hpp>
 #include <strata/io/mapped_file.hpp>
 #include <strata/runtime/profile.hpp>
 
@@ -32,75 +29,58 @@ inline constexpr std::size_t max_profile_bytes = 16'000'000;
 
 namespace detail {
 
-/// Parses without exceptions; an error for invalid JSON, a key given twice or nesting deeper than `depth`.
-[[nodiscard]] inline Result<nlohmann::json> parse_strictly(std::string_view text, int depth) {
-  std::vector<std::set<std::string>> keys;
-  std::string twice;
-  bool deep = false;
-  const auto watch = [&](int at, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
-    using Event = nlohmann::json::parse_event_t;
-    if (at > depth) deep = true;
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end && !keys.empty()) keys.pop_back();
-    if (event == Event::key && !keys.empty() && !keys.back().insert(parsed.get<std::string>()).second && twice.empty())
-      twice = parsed.get<std::string>();
-    return !deep;
-  };
-  nlohmann::json value = nlohmann::json::parse(text.begin(), text.end(), watch, false);
-  if (deep) return Error("JSON", "nesting of at most " + std::to_string(depth), "deeper");
-  if (value.is_discarded()) return Error("JSON", "valid JSON", "something else");
-  if (!twice.empty()) return Error("JSON", "names given once", "\"" + twice + "\" twice");
-  return value;
-}
-
 /// Takes members of JSON objects one by one; the first error is kept, and after it everything read is empty.
 class StrictReader {
  public:
-  /// Error unless `value` is an object with these members and no others.
-  void members(const nlohmann::json& value, const std::string& place, const std::vector<const char*>& names) {
-    if (error_) return;
-    if (!value.is_object()) return fail(Error(place, "an object", "something else"));
-    for (const char* name : names)
-      if (!value.contains(name)) return fail(Error(place, "a member \"" + std::string(name) + "\"", "none"));
-    for (const auto& [name, member] : value.items()) {
-      bool known = false;
-      for (const char* expected : names) known = known || name == expected;
-      if (!known) return fail(Error(place, "no such member", "\"" + name + "\""));
-    }
-  }
-  [[nodiscard]] std::string text(const nlohmann::json& value, const std::string& place) {
+  /// The values of these members, in their order. Error unless `value` is an object with them and no others.
+  [[nodiscard]] std::vector<JsonValue> members(const JsonValue& value, const std::string& place,
+                                               std::span<const std::string_view> names) {
     if (error_) return {};
-    if (value.is_string() && value.get_ref<const std::string&>().size() <= 1000) return value.get<std::string>();
+    std::vector<JsonValue> values;
+    const std::vector<JsonMember> found = value.members();
+    if (!value.is_object()) fail(Error(place, "an object", "something else"));
+    for (const std::string_view name : names) {
+      const auto member =
+          std::find_if(found.begin(), found.end(), [&](const JsonMember& candidate) { return candidate.name == name; });
+      if (member == found.end()) {
+        fail(Error(place, "a member \"" + std::string(name) + "\"", "none"));
+      } else {
+        values.push_back(member->value);
+      }
+    }
+    for (const JsonMember& member : found)
+      if (std::find(names.begin(), names.end(), member.name) == names.end())
+        fail(Error(place, "no such member", "\"" + member.name + "\""));
+    if (error_) values.clear();
+    return values;
+  }
+  [[nodiscard]] std::string text(const JsonValue& value, const std::string& place) {
+    if (error_) return {};
+    if (std::optional<std::string> text = value.text(); text && text->size() <= 1000) return *std::move(text);
     fail(Error(place, "text of at most 1000 bytes", "something else"));
     return {};
   }
-  [[nodiscard]] std::int64_t whole(const nlohmann::json& value, const std::string& place, std::int64_t least,
+  [[nodiscard]] std::int64_t whole(const JsonValue& value, const std::string& place, std::int64_t least,
                                    std::int64_t most) {
     if (error_) return least;
-    if (value.is_number_unsigned() &&
-        value.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-      const auto number = static_cast<std::int64_t>(value.get<std::uint64_t>());
-      if (number >= least && number <= most) return number;
-    }
+    const std::optional<std::uint64_t> number = value.whole();
+    if (number && *number <= static_cast<std::uint64_t>(most) && static_cast<std::int64_t>(*number) >= least)
+      return static_cast<std::int64_t>(*number);
     fail(
         Error(place, "a whole number from " + std::to_string(least) + " to " + std::to_string(most), "something else"));
     return least;
   }
-  [[nodiscard]] double time(const nlohmann::json& value, const std::string& place) {
+  [[nodiscard]] double time(const JsonValue& value, const std::string& place) {
     if (error_) return 0;
-    if (value.is_number()) {
-      const auto number = value.get<double>();
-      if (std::isfinite(number) && number >= 0) return number;
-    }
+    if (const std::optional<double> number = value.number(); number && *number >= 0) return *number;
     fail(Error(place, "a time of 0 or more", "something else"));
     return 0;
   }
   /// The elements, between `least` and `most` of them.
-  [[nodiscard]] std::vector<nlohmann::json> elements(const nlohmann::json& value, const std::string& place,
-                                                     std::size_t least, std::size_t most) {
+  [[nodiscard]] std::vector<JsonValue> elements(const JsonValue& value, const std::string& place, std::size_t least,
+                                                std::size_t most) {
     if (error_) return {};
-    if (value.is_array() && value.size() >= least && value.size() <= most)
-      return value.get_ref<const nlohmann::json::array_t&>();
+    if (auto list = value.elements(most); list && list->size() >= least) return *std::move(list);
     fail(Error(place, "a list of " + std::to_string(least) + " to " + std::to_string(most), "something else"));
     return {};
   }
@@ -113,19 +93,41 @@ class StrictReader {
   std::optional<Error> error_;
 };
 
-[[nodiscard]] inline nlohmann::json json_of(const TimeDistribution& times) {
-  return {{"mean", times.mean}, {"deviation", times.deviation}, {"quantiles", times.quantiles}};
+inline constexpr std::string_view profile_members[] = {
+    "format", "version",         "architecture", "model",         "level_weights", "threads",
+    "batch",  "instruction_set", "runs",         "probabilities", "stages"};
+inline constexpr std::string_view stage_members[] = {"name", "levels"};
+inline constexpr std::string_view times_members[] = {"stage", "rest"};
+inline constexpr std::string_view distribution_members[] = {"mean", "deviation", "quantiles"};
+
+inline void append_list(std::string& text, std::span<const double> numbers) {
+  text += '[';
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    if (i > 0) text += ", ";
+    append_json(text, numbers[i]);
+  }
+  text += ']';
 }
 
-[[nodiscard]] inline TimeDistribution distribution_of(const nlohmann::json& value, const std::string& place,
+inline void append_distribution(std::string& text, const TimeDistribution& times) {
+  text += "{\"mean\": ";
+  append_json(text, times.mean);
+  text += ", \"deviation\": ";
+  append_json(text, times.deviation);
+  text += ", \"quantiles\": ";
+  append_list(text, times.quantiles);
+  text += '}';
+}
+
+[[nodiscard]] inline TimeDistribution distribution_of(const JsonValue& value, const std::string& place,
                                                       StrictReader& reader) {
   TimeDistribution times;
-  reader.members(value, place, {"mean", "deviation", "quantiles"});
+  const auto members = reader.members(value, place, distribution_members);
   if (reader.error()) return times;
-  times.mean = reader.time(value["mean"], place + " mean");
-  times.deviation = reader.time(value["deviation"], place + " deviation");
-  const auto quantiles = reader.elements(value["quantiles"], place + " quantiles", profile_probabilities.size(),
-                                         profile_probabilities.size());
+  times.mean = reader.time(members[0], place + " mean");
+  times.deviation = reader.time(members[1], place + " deviation");
+  const auto quantiles =
+      reader.elements(members[2], place + " quantiles", profile_probabilities.size(), profile_probabilities.size());
   for (std::size_t i = 0; i < quantiles.size(); ++i) {
     times.quantiles[i] = reader.time(quantiles[i], place + " quantiles");
     if (i > 0 && times.quantiles[i] < times.quantiles[i - 1])
@@ -136,52 +138,67 @@ class StrictReader {
 
 }  // namespace detail
 
-/// The text of a profile file; times are in nanoseconds.
+/// The text of a profile file; times are in nanoseconds. Precondition: they are finite.
 [[nodiscard]] inline std::string profile_text(const Profile& profile) {
-  nlohmann::json stages = nlohmann::json::array();
-  for (const auto& stage : profile.stages) {
-    nlohmann::json levels = nlohmann::json::array();
-    for (const StageTimes& times : stage.levels)
-      levels.push_back({{"stage", detail::json_of(times.stage)}, {"rest", detail::json_of(times.rest)}});
-    stages.push_back({{"name", stage.name}, {"levels", std::move(levels)}});
-  }
+  std::string text = "{\n";
+  const auto member = [&](std::string_view name) -> std::string& {
+    if (text.back() != '\n') text += ",\n";
+    append_json(text, name);
+    return text += ": ";
+  };
   char model[17];
   std::snprintf(model, sizeof(model), "%016llx", static_cast<unsigned long long>(profile.key.model));
-  const nlohmann::json file = {{"format", profile_format},
-                               {"version", profile_version},
-                               {"architecture", profile.key.architecture},
-                               {"model", model},
-                               {"level_weights", profile.key.level_nnz},
-                               {"threads", profile.key.threads},
-                               {"batch", profile.key.batch},
-                               {"instruction_set", profile.key.instruction_set},
-                               {"runs", profile.runs},
-                               {"probabilities", profile_probabilities},
-                               {"stages", std::move(stages)}};
-  return file.dump(1, ' ', true, nlohmann::json::error_handler_t::replace) + "\n";
+  append_json(member("format"), profile_format);
+  member("version") += std::to_string(profile_version);
+  append_json(member("architecture"), profile.key.architecture);
+  append_json(member("model"), model);
+  member("level_weights") += '[';
+  for (std::size_t i = 0; i < profile.key.level_nnz.size(); ++i)
+    text += (i == 0 ? "" : ", ") + std::to_string(profile.key.level_nnz[i]);
+  text += ']';
+  member("threads") += std::to_string(profile.key.threads);
+  member("batch") += std::to_string(profile.key.batch);
+  append_json(member("instruction_set"), profile.key.instruction_set);
+  member("runs") += std::to_string(profile.runs);
+  detail::append_list(member("probabilities"), profile_probabilities);
+  member("stages") += '[';
+  for (std::size_t s = 0; s < profile.stages.size(); ++s) {
+    text += s == 0 ? "\n{\"name\": " : ",\n{\"name\": ";
+    append_json(text, profile.stages[s].name);
+    text += ", \"levels\": [";
+    for (std::size_t level = 0; level < profile.stages[s].levels.size(); ++level) {
+      text += level == 0 ? "\n{\"stage\": " : ",\n{\"stage\": ";
+      detail::append_distribution(text, profile.stages[s].levels[level].stage);
+      text += ",\n\"rest\": ";
+      detail::append_distribution(text, profile.stages[s].levels[level].rest);
+      text += '}';
+    }
+    text += "]}";
+  }
+  return text += "]\n}\n";
 }
 
 /// The profile that `text` holds. Errors: anything that `profile_text` does not write.
 [[nodiscard]] inline Result<Profile> parse_profile(std::string_view text) {
   if (text.size() > max_profile_bytes)
     return Error("profile", "at most " + std::to_string(max_profile_bytes) + " bytes", std::to_string(text.size()));
-  Result<nlohmann::json> parsed = detail::parse_strictly(text, 8);
+  const Result<JsonValue> parsed = JsonValue::parse(text, 8);
   if (!parsed) return parsed.error();
-  const nlohmann::json& file = parsed.value();
   detail::StrictReader reader;
-  reader.members(file, "profile",
-                 {"format", "version", "architecture", "model", "level_weights", "threads", "batch", "instruction_set",
-                  "runs", "probabilities", "stages"});
+  const std::vector<JsonValue> members = reader.members(parsed.value(), "profile", detail::profile_members);
   if (reader.error()) return *reader.error();
-  if (file["format"] != profile_format) return Error("profile: format", std::string(profile_format), "another");
-  if (file["version"] != profile_version)
-    return Error("profile: version", std::to_string(profile_version), file["version"].dump());
-  if (file["probabilities"] != nlohmann::json(profile_probabilities))
-    return Error("profile: probabilities", "those of version 1", "others");
+  if (members[0].text() != profile_format) return Error("profile: format", std::string(profile_format), "another");
+  if (members[1].whole() != std::uint64_t{profile_version})
+    return Error("profile: version", std::to_string(profile_version), std::string(members[1].source().substr(0, 200)));
+  const auto probabilities = reader.elements(members[9], "profile: probabilities", 0, profile_probabilities.size());
+  bool same = probabilities.size() == profile_probabilities.size();
+  for (std::size_t i = 0; same && i < probabilities.size(); ++i)
+    same = probabilities[i].number() == profile_probabilities[i];
+  if (!same) return Error("profile: probabilities", "those of version 1", "others");
   constexpr std::int64_t most = std::int64_t{1} << 53;
   Profile profile;
-  profile.key.architecture = reader.text(file["architecture"], "profile: architecture");
-  const std::string model = reader.text(file["model"], "profile: model");
+  profile.key.architecture = reader.text(members[2], "profile: architecture");
+  const std::string model = reader.text(members[3], "profile: model");
   if (model.size() != 16 || model.find_first_not_of("0123456789abcdef") != std::string::npos) {
     reader.fail(Error("profile: model", "16 hexadecimal digits", "something else"));
   } else {
@@ -189,26 +206,24 @@ class StrictReader {
       profile.key.model =
           profile.key.model * 16 + static_cast<std::uint64_t>(digit <= '9' ? digit - '0' : digit - 'a' + 10);
   }
-  for (const auto& count : reader.elements(file["level_weights"], "profile: level_weights", 1, 255))
+  for (const JsonValue& count : reader.elements(members[4], "profile: level_weights", 1, 255))
     profile.key.level_nnz.push_back(reader.whole(count, "profile: level_weights", 0, most));
-  profile.key.threads = static_cast<int>(reader.whole(file["threads"], "profile: threads", 1, 1 << 20));
-  profile.key.batch = reader.whole(file["batch"], "profile: batch", 1, most);
-  profile.key.instruction_set = reader.text(file["instruction_set"], "profile: instruction_set");
-  profile.runs = reader.whole(file["runs"], "profile: runs", 1, most);
+  profile.key.threads = static_cast<int>(reader.whole(members[5], "profile: threads", 1, 1 << 20));
+  profile.key.batch = reader.whole(members[6], "profile: batch", 1, most);
+  profile.key.instruction_set = reader.text(members[7], "profile: instruction_set");
+  profile.runs = reader.whole(members[8], "profile: runs", 1, most);
   const std::size_t levels = profile.key.level_nnz.size();
-  for (const auto& entry : reader.elements(file["stages"], "profile: stages", 1, 10'000)) {
+  for (const JsonValue& entry : reader.elements(members[10], "profile: stages", 1, 10'000)) {
     const std::string place = "profile: stage " + std::to_string(profile.stages.size());
-    reader.members(entry, place, {"name", "levels"});
+    const auto parts = reader.members(entry, place, detail::stage_members);
     if (reader.error()) break;
-    Profile::Stage stage{reader.text(entry["name"], place + " name"), {}};
-    for (const auto& level : reader.elements(entry["levels"], place + " levels", levels, levels)) {
+    Profile::Stage stage{reader.text(parts[0], place + " name"), {}};
+    for (const JsonValue& level : reader.elements(parts[1], place + " levels", levels, levels)) {
       const std::string at = place + " level " + std::to_string(stage.levels.size());
-      reader.members(level, at, {"stage", "rest"});
+      const auto times = reader.members(level, at, detail::times_members);
       if (reader.error()) break;
-      StageTimes times;
-      times.stage = detail::distribution_of(level["stage"], at + " stage", reader);
-      times.rest = detail::distribution_of(level["rest"], at + " rest", reader);
-      stage.levels.push_back(times);
+      stage.levels.push_back({detail::distribution_of(times[0], at + " stage", reader),
+                              detail::distribution_of(times[1], at + " rest", reader)});
     }
     profile.stages.push_back(std::move(stage));
   }

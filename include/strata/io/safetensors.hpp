@@ -7,22 +7,19 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include <strata/core/archive.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/io/json.hpp>
 
 namespace strata::io {
 
@@ -52,27 +49,6 @@ namespace detail {
   return std::nullopt;
 }
 
-/// Parses without exceptions; an error for invalid JSON, a key given twice or nesting deeper than the format has.
-[[nodiscard]] inline Result<nlohmann::json> parse_header(std::string_view text) {
-  std::vector<std::set<std::string>> keys;
-  std::string twice;
-  bool deep = false;
-  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
-    using Event = nlohmann::json::parse_event_t;
-    if (depth > 4) deep = true;
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end && !keys.empty()) keys.pop_back();
-    if (event == Event::key && !keys.empty() && !keys.back().insert(parsed.get<std::string>()).second && twice.empty())
-      twice = parsed.get<std::string>();
-    return !deep;
-  };
-  nlohmann::json header = nlohmann::json::parse(text.begin(), text.end(), watch, false);
-  if (deep) return Error("header", "the nesting of safetensors", "deeper JSON");
-  if (header.is_discarded() || !header.is_object()) return Error("header", "a JSON object", "invalid JSON");
-  if (!twice.empty()) return Error("header", "names given once", "\"" + twice + "\" twice");
-  return header;
-}
-
 struct Entry {
   ArrayView view;
   std::uint64_t begin = 0;
@@ -80,40 +56,72 @@ struct Entry {
 };
 
 /// One array's description. Errors: members missing, of the wrong kind, or that do not fit together.
-[[nodiscard]] inline Result<Entry> parse_entry(const std::string& name, const nlohmann::json& value) {
-  if (!value.is_object() || value.size() != 3 || !value.contains("dtype") || !value.contains("shape") ||
-      !value.contains("data_offsets"))
-    return Error(name, "dtype, shape and data_offsets",
-                 value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
-  const auto& dtype = value["dtype"];
-  const auto& shape = value["shape"];
-  const auto& offsets = value["data_offsets"];
+[[nodiscard]] inline Result<Entry> parse_entry(const std::string& name, const JsonValue& value) {
+  const auto found = [](const JsonValue& what) { return std::string(what.source().substr(0, 200)); };
+  std::optional<JsonValue> dtype;
+  std::optional<JsonValue> shape;
+  std::optional<JsonValue> offsets;
+  const std::vector<JsonMember> members = value.members();
+  for (const JsonMember& member : members) {
+    if (member.name == "dtype") dtype = member.value;
+    if (member.name == "shape") shape = member.value;
+    if (member.name == "data_offsets") offsets = member.value;
+  }
+  if (members.size() != 3 || !dtype || !shape || !offsets)
+    return Error(name, "dtype, shape and data_offsets", found(value));
   Entry entry;
   entry.view.name = name;
-  if (!dtype.is_string()) return Error(name, "a dtype", "something that is not text");
-  const auto type = data_type_named(dtype.get<std::string>());
-  if (!type) return Error(name, "a dtype of U8, U16, U32, I32, I64, F32, F64", dtype.get<std::string>());
+  const std::optional<std::string> type_name = dtype->text();
+  if (!type_name) return Error(name, "a dtype", "something that is not text");
+  const auto type = data_type_named(*type_name);
+  if (!type) return Error(name, "a dtype of U8, U16, U32, I32, I64, F32, F64", *type_name);
   entry.view.type = *type;
-  if (!shape.is_array() || shape.size() > 16) return Error(name, "a shape of at most 16 extents", "something else");
+  const auto extents = shape->elements(16);
+  if (!extents) return Error(name, "a shape of at most 16 extents", "something else");
   std::uint64_t bytes = static_cast<std::uint64_t>(size_of(*type));
   constexpr std::uint64_t most = std::uint64_t{1} << 62;
-  for (const auto& extent : shape) {
-    if (!extent.is_number_unsigned()) return Error(name, "extents that are whole numbers of 0 or more", extent.dump());
-    const auto count = extent.get<std::uint64_t>();
-    if (count > most || (count != 0 && bytes > most / count)) return Error(name, "a shape below 2^62 bytes", "more");
-    bytes *= count;
-    entry.view.shape.push_back(static_cast<index_t>(count));
+  for (const JsonValue& extent : *extents) {
+    const std::optional<std::uint64_t> count = extent.whole();
+    if (!count) return Error(name, "extents that are whole numbers of 0 or more", found(extent));
+    if (*count > most || (*count != 0 && bytes > most / *count)) return Error(name, "a shape below 2^62 bytes", "more");
+    bytes *= *count;
+    entry.view.shape.push_back(static_cast<index_t>(*count));
   }
-  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
-      !offsets[1].is_number_unsigned())
-    return Error(name, "two data_offsets of 0 or more",
-                 offsets.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
-  entry.begin = offsets[0].get<std::uint64_t>();
-  entry.end = offsets[1].get<std::uint64_t>();
+  const auto ends = offsets->elements(2);
+  const std::optional<std::uint64_t> begin = ends && ends->size() == 2 ? ends->front().whole() : std::nullopt;
+  const std::optional<std::uint64_t> end = begin ? ends->back().whole() : std::nullopt;
+  if (!end) return Error(name, "two data_offsets of 0 or more", found(*offsets));
+  entry.begin = *begin;
+  entry.end = *end;
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
     return Error(name, std::to_string(bytes) + " bytes for its shape and dtype",
                  "offsets " + std::to_string(entry.begin) + " to " + std::to_string(entry.end));
   return entry;
+}
+
+/// Appends one array's description as a member of the header.
+inline void append_entry(std::string& header, std::string_view name, DataType type, std::span<const index_t> shape,
+                         std::uint64_t begin, std::uint64_t end) {
+  if (header.back() != '{') header += ',';
+  append_json(header, name);
+  header += ":{\"dtype\":";
+  append_json(header, name_of(type));
+  header += ",\"shape\":[";
+  for (std::size_t i = 0; i < shape.size(); ++i) header += (i == 0 ? "" : ",") + std::to_string(shape[i]);
+  header += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) + "]}";
+}
+
+/// Appends texts as the member `__metadata__` of the header.
+inline void append_metadata(std::string& header, const std::map<std::string, std::string>& metadata) {
+  if (header.back() != '{') header += ',';
+  header += "\"__metadata__\":{";
+  for (const auto& [key, value] : metadata) {
+    if (header.back() != '{') header += ',';
+    append_json(header, key);
+    header += ':';
+    append_json(header, value);
+  }
+  header += '}';
 }
 
 }  // namespace detail
@@ -132,18 +140,20 @@ struct Entry {
                  std::to_string(header_bytes));
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + 8, static_cast<std::size_t>(header_bytes));
   if (text.empty() || text.front() != '{') return Error("header", "JSON that starts with {", "something else");
-  Result<nlohmann::json> header = detail::parse_header(text);
-  if (!header) return header.error();
+  constexpr int nesting = 4;  // one more than the format has, so that what is wrong inside an array names the array
+  const Result<JsonValue> header = JsonValue::parse(text, nesting);
+  if (!header) return Error("header", header.error().expected(), header.error().found());
 
   SafetensorsContents contents;
   contents.data_start = 8 + header_bytes;
   std::vector<detail::Entry> entries;
-  for (const auto& [name, value] : header.value().items()) {
+  for (const auto& [name, value] : header.value().members()) {
     if (name == "__metadata__") {
       if (!value.is_object()) return Error("__metadata__", "an object", "something else");
-      for (const auto& [key, text_value] : value.items()) {
-        if (!text_value.is_string()) return Error("__metadata__." + key, "text", "something else");
-        contents.archive.metadata()[key] = text_value.get<std::string>();
+      for (const auto& [key, entry] : value.members()) {
+        std::optional<std::string> metadata = entry.text();
+        if (!metadata) return Error("__metadata__." + key, "text", "something else");
+        contents.archive.metadata()[key] = *std::move(metadata);
       }
       continue;
     }
@@ -151,13 +161,18 @@ struct Entry {
     if (!entry) return entry.error();
     entries.push_back(std::move(entry).value());
   }
-  std::sort(entries.begin(), entries.end(), [](const detail::Entry& a, const detail::Entry& b) {
-    return std::tie(a.begin, a.end, a.view.name) < std::tie(b.begin, b.end, b.view.name);
+  std::vector<detail::Entry*> order;
+  order.reserve(entries.size());
+  for (detail::Entry& entry : entries) order.push_back(&entry);
+  std::sort(order.begin(), order.end(), [](const detail::Entry* a, const detail::Entry* b) {
+    if (a->begin != b->begin) return a->begin < b->begin;
+    return a->end != b->end ? a->end < b->end : a->view.name < b->view.name;
   });
   const std::uint64_t available = file.size() - contents.data_start;
   std::uint64_t next = 0;
   bool ends_between_arrays = available == 0;
-  for (detail::Entry& entry : entries) {
+  for (detail::Entry* const place : order) {
+    detail::Entry& entry = *place;
     if (entry.begin != next)
       return Error(entry.view.name, "data from byte " + std::to_string(next) + ", without holes or overlap",
                    "from byte " + std::to_string(entry.begin));
@@ -187,43 +202,58 @@ struct SafetensorsImage {
   std::vector<std::span<const std::byte>> pieces;  ///< header, arrays and padding; views `header` and the arrays
 };
 
-/// Lays out `arrays` in the given order, each 64-byte aligned; `new_section[i]` puts at least one byte of padding
-/// before array i, so that a section never ends where the next one starts. `finish` may add metadata: it is called with
-/// the end of every array from the start of the data.
-template <class Finish>
-[[nodiscard]] std::unique_ptr<SafetensorsImage> lay_out_safetensors(const std::vector<const ArrayView*>& arrays,
-                                                                    const std::vector<bool>& new_section,
-                                                                    nlohmann::json metadata, Finish&& finish) {
+/// Where the data of every array starts and ends, from the start of the data.
+struct ArrayPlaces {
+  std::vector<std::uint64_t> starts;
+  std::vector<std::uint64_t> ends;
+};
+
+/// Places `arrays` in the given order, each 64-byte aligned; `new_section[i]` puts at least one byte of padding before
+/// array i, so that a section never ends where the next one starts.
+[[nodiscard]] inline ArrayPlaces place_arrays(const std::vector<const ArrayView*>& arrays,
+                                              const std::vector<bool>& new_section) {
+  ArrayPlaces places;
+  std::uint64_t at = 0;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    std::uint64_t start = (at + file_alignment - 1) / file_alignment * file_alignment;
+    if (new_section[i] && start == at) start += file_alignment;
+    at = start + arrays[i]->bytes.size();
+    places.starts.push_back(start);
+    places.ends.push_back(at);
+  }
+  return places;
+}
+
+/// The file of `arrays` at `places`; gaps are filled with arrays of their own, as the format forbids holes.
+[[nodiscard]] inline std::unique_ptr<SafetensorsImage> lay_out_safetensors(
+    const std::vector<const ArrayView*>& arrays, const ArrayPlaces& places,
+    const std::map<std::string, std::string>& metadata) {
   static constexpr std::array<std::byte, 2 * file_alignment> zeros{};
   auto image = std::make_unique<SafetensorsImage>();
-  nlohmann::json header = nlohmann::json::object();
-  std::vector<std::uint64_t> ends;
+  std::string& header = image->header;
+  header.assign(8, '\0');
+  header += '{';
+  detail::append_metadata(header, metadata);
   std::uint64_t at = 0;
   std::size_t padding = 0;
   image->pieces.emplace_back();
   for (std::size_t i = 0; i < arrays.size(); ++i) {
-    std::uint64_t start = (at + file_alignment - 1) / file_alignment * file_alignment;
-    if (new_section[i] && start == at) start += file_alignment;
+    const std::uint64_t start = places.starts[i];
     if (start != at) {
-      header[std::string(padding_prefix) + std::to_string(padding++)] = {
-          {"dtype", "U8"}, {"shape", {start - at}}, {"data_offsets", {at, start}}};
-      image->pieces.push_back(std::span(zeros).first(static_cast<std::size_t>(start - at)));
+      const auto gap = static_cast<index_t>(start - at);
+      detail::append_entry(header, std::string(padding_prefix) + std::to_string(padding++), DataType::u8, {&gap, 1}, at,
+                           start);
+      image->pieces.push_back(std::span(zeros).first(static_cast<std::size_t>(gap)));
     }
-    at = start + arrays[i]->bytes.size();
-    header[arrays[i]->name] = {
-        {"dtype", std::string(name_of(arrays[i]->type))}, {"shape", arrays[i]->shape}, {"data_offsets", {start, at}}};
+    at = places.ends[i];
+    detail::append_entry(header, arrays[i]->name, arrays[i]->type, arrays[i]->shape, start, at);
     image->pieces.push_back(arrays[i]->bytes);
-    ends.push_back(at);
   }
-  finish(metadata, ends);
-  header["__metadata__"] = std::move(metadata);
-  std::string text = header.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
-  while ((8 + text.size()) % file_alignment != 0) text += ' ';
-  const std::uint64_t length = text.size();
-  image->header.resize(8);
-  std::memcpy(image->header.data(), &length, 8);
-  image->header += text;
-  image->pieces.front() = std::as_bytes(std::span(image->header));
+  header += '}';
+  while (header.size() % file_alignment != 0) header += ' ';
+  const std::uint64_t length = header.size() - 8;
+  std::memcpy(header.data(), &length, 8);
+  image->pieces.front() = std::as_bytes(std::span(header));
   return image;
 }
 

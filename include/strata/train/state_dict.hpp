@@ -16,8 +16,6 @@
 #include <utility>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
 #include <strata/core/archive.hpp>
 #include <strata/core/error.hpp>
 #include <strata/io/atomic_file.hpp>
@@ -162,16 +160,15 @@ template <class Network>
   for (const ArrayView& view : archive.arrays()) order.push_back(&view);
   std::stable_sort(order.begin(), order.end(),
                    [](const ArrayView* a, const ArrayView* b) { return size_of(a->type) > size_of(b->type); });
-  nlohmann::json header = nlohmann::json::object();
-  header["__metadata__"] = {{"format", "pt"}};
+  std::string text = "{";
+  io::detail::append_metadata(text, {{"format", "pt"}});
   std::uint64_t at = 0;
   for (const ArrayView* view : order) {
     const std::uint64_t end = at + view->bytes.size();
-    header[view->name] = {
-        {"dtype", std::string(name_of(view->type))}, {"shape", view->shape}, {"data_offsets", {at, end}}};
+    io::detail::append_entry(text, view->name, view->type, view->shape, at, end);
     at = end;
   }
-  std::string text = header.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+  text += '}';
   while (text.size() % 8 != 0) text += ' ';
   const std::uint64_t length = text.size();
   std::vector<std::span<const std::byte>> pieces = {std::as_bytes(std::span(&length, 1)),

@@ -17,34 +17,88 @@
 
 namespace strata::inference {
 
+/// Scale and bias of one layer per level and per switch of level, viewing the archive they were loaded from. Apart from
+/// the weights because it does not depend on their index type.
+template <class Scalar>
+class LayerStatistics {
+ public:
+  /// With `norm` its folded scale and bias per level and, where the archive has them, per switch of level
+  /// (`transition_name`), else with `bias` the one bias `<name>.bias`. The first error is left in `source`.
+  void load(const std::string& name, const std::string& norm_name, index_t rows, bool norm, bool bias,
+            ParameterSource& source) {
+    transitions_.clear();
+    if (norm) {
+      scale_ = source.per_level<Scalar>(norm_name + ".scale", rows);
+      bias_ = source.per_level<Scalar>(norm_name + ".bias", rows);
+      for (int from = 0; from < source.levels(); ++from)
+        for (int to = 0; to < source.levels(); ++to)
+          if (from != to) load_transition(norm_name, Level{from}, Level{to}, rows, source);
+    } else if (bias) {
+      bias_.assign(static_cast<std::size_t>(source.levels()), source.array<Scalar>(name + ".bias", {rows}));
+    }
+  }
+
+  /// Bytes that a run reads.
+  [[nodiscard]] index_t bytes() const noexcept {
+    index_t count = 0;
+    if (!scale_.empty()) count += static_cast<index_t>(scale_[0].size_bytes());
+    if (!bias_.empty()) count += static_cast<index_t>(bias_[0].size_bytes());
+    return count;
+  }
+
+  /// For a layer whose input was made at level `before`: uses the statistics of that switch if there are any.
+  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level before, Level level, Activation activation,
+                                                   const Scalar* residual) const noexcept {
+    if (before != level)
+      for (const Transition& transition : transitions_)
+        if (transition.from == before && transition.to == level)
+          return {transition.scale.data(), transition.bias.data(), residual, activation};
+    const auto at = static_cast<std::size_t>(level.index);
+    return {scale_.empty() ? nullptr : scale_[at].data(), bias_.empty() ? nullptr : bias_[at].data(), residual,
+            activation};
+  }
+
+ private:
+  struct Transition {
+    Level from;
+    Level to;
+    std::span<const Scalar> scale;
+    std::span<const Scalar> bias;
+  };
+
+  void load_transition(const std::string& norm_name, Level from, Level to, index_t rows, ParameterSource& source) {
+    const std::string name = transition_name(norm_name, from, to);
+    const std::string scale = name + ".scale";
+    const std::string bias = name + ".bias";
+    if (!source.has(scale) && !source.has(bias)) return;
+    transitions_.push_back({from, to, source.array<Scalar>(scale, {rows}), source.array<Scalar>(bias, {rows})});
+  }
+
+  std::vector<std::span<const Scalar>> scale_;
+  std::vector<std::span<const Scalar>> bias_;
+  std::vector<Transition> transitions_;
+};
+
 /// Weights, per-level scale and bias of one layer, viewing the archive they were loaded from.
 template <class Scalar, class Index>
 class LayerWeights {
  public:
   /// What the archive holds under `name` for a rows x columns matrix: `<name>.weight` dense of shape `dense_shape`, or
-  /// level-sorted; with `norm` its folded scale and bias per level and, where the archive has them, per switch of level
-  /// (`transition_name`), else with `bias` one bias. The first error is left in `source`.
-  void load(const std::string& name, const std::string& norm_name, std::vector<index_t> dense_shape, index_t rows,
-            index_t columns, index_t dense_block_columns, bool norm, bool bias, ParameterSource& source) {
+  /// level-sorted; with `norm` or `bias` as `LayerStatistics::load` says. The first error is left in `source`.
+  void load(const std::string& name, const std::string& norm_name, const std::vector<index_t>& dense_shape,
+            index_t rows, index_t columns, index_t dense_block_columns, bool norm, bool bias, ParameterSource& source) {
     owner_ = source.owner();
     const std::string weight = name + ".weight";
     if (source.levels() > kernels::max_strata)
       source.fail(
           Error(weight, "at most " + std::to_string(kernels::max_strata) + " levels", std::to_string(source.levels())));
-    if (source.has(weight + ".shape")) {
+    is_sparse_ = source.has(weight + ".shape");
+    if (is_sparse_) {
       sparse_ = source.leveled_csr<Scalar, Index>(weight, rows, columns);
-      is_sparse_ = true;
     } else {
       dense_ = {source.array<Scalar>(weight, dense_shape).data(), rows, columns, dense_block_columns};
-      is_sparse_ = false;
     }
-    if (norm) {
-      scale_ = source.per_level<Scalar>(norm_name + ".scale", rows);
-      bias_ = source.per_level<Scalar>(norm_name + ".bias", rows);
-      load_transitions(norm_name, rows, source);
-    } else if (bias) {
-      bias_.assign(static_cast<std::size_t>(source.levels()), source.array<Scalar>(name + ".bias", {rows}));
-    }
+    statistics_.load(name, norm_name, rows, norm, bias, source);
   }
 
   /// Calls `f` with the `LeveledCsr` or the `DenseMatrix`.
@@ -66,55 +120,25 @@ class LayerWeights {
   }
   /// Bytes that `level` reads.
   [[nodiscard]] index_t bytes(Level level) const noexcept {
-    index_t count =
-        is_sparse_ ? sparse_.bytes(level) : dense_.rows() * dense_.columns() * static_cast<index_t>(sizeof(Scalar));
-    if (!scale_.empty()) count += static_cast<index_t>(scale_[0].size_bytes());
-    if (!bias_.empty()) count += static_cast<index_t>(bias_[0].size_bytes());
-    return count;
+    return statistics_.bytes() + (is_sparse_ ? sparse_.bytes(level)
+                                             : dense_.rows() * dense_.columns() * static_cast<index_t>(sizeof(Scalar)));
   }
 
-  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level level, Activation activation,
-                                                   const Scalar* residual) const noexcept {
-    const auto at = static_cast<std::size_t>(level.index);
-    return {scale_.empty() ? nullptr : scale_[at].data(), bias_.empty() ? nullptr : bias_[at].data(), residual,
-            activation};
-  }
-
-  /// As above, for a layer whose input was made at level `before`: uses the statistics of that switch if there are any.
+  /// See `LayerStatistics::epilogue`.
   [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level before, Level level, Activation activation,
                                                    const Scalar* residual) const noexcept {
-    if (before != level)
-      for (const Transition& transition : transitions_)
-        if (transition.from == before && transition.to == level)
-          return {transition.scale.data(), transition.bias.data(), residual, activation};
-    return epilogue(level, activation, residual);
+    return statistics_.epilogue(before, level, activation, residual);
+  }
+  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level level, Activation activation,
+                                                   const Scalar* residual) const noexcept {
+    return statistics_.epilogue(level, level, activation, residual);
   }
 
  private:
-  struct Transition {
-    Level from;
-    Level to;
-    std::span<const Scalar> scale;
-    std::span<const Scalar> bias;
-  };
-
-  void load_transitions(const std::string& norm_name, index_t rows, ParameterSource& source) {
-    transitions_.clear();
-    for (int from = 0; from < source.levels(); ++from)
-      for (int to = 0; to < source.levels(); ++to) {
-        const std::string name = transition_name(norm_name, Level{from}, Level{to});
-        if (from == to || !(source.has(name + ".scale") || source.has(name + ".bias"))) continue;
-        transitions_.push_back({Level{from}, Level{to}, source.array<Scalar>(name + ".scale", {rows}),
-                                source.array<Scalar>(name + ".bias", {rows})});
-      }
-  }
-
   bool is_sparse_ = false;
   LeveledCsr<Scalar, Index> sparse_;
   kernels::DenseMatrix<Scalar> dense_;
-  std::vector<std::span<const Scalar>> scale_;
-  std::vector<std::span<const Scalar>> bias_;
-  std::vector<Transition> transitions_;
+  LayerStatistics<Scalar> statistics_;
   std::shared_ptr<const void> owner_;
 };
 
