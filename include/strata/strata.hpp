@@ -20,6 +20,7 @@
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/kernels/panel.hpp>
 #include <strata/kernels/point_set.hpp>
+#include <strata/kernels/sparse_narrow.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
