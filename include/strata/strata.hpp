@@ -33,6 +33,7 @@
 #include <strata/layers/parameters.hpp>
 #include <strata/layers/point_set.hpp>
 #include <strata/runtime/clock.hpp>
+#include <strata/runtime/dispatch.hpp>
 #include <strata/runtime/graph_session.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/policy.hpp>
