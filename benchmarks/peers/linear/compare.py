@@ -60,12 +60,15 @@ class DeepSparse:
 def strata_times(options):
     """Microseconds by (batch, density or 1, strata) of one run of benchmarks/linear."""
     batches = "|".join(map(str, options.batch))
-    output = subprocess.run([options.linear, "--benchmark_format=json", "--benchmark_min_time=0.01",
+    output = subprocess.run([options.linear, "--benchmark_format=json", "--benchmark_min_time=0.005",
+                             "--benchmark_repetitions=3",
                              f"--benchmark_filter=out:{options.out}/in:{options.columns}/batch:({batches})/"],
                             check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     times = {}
     for row in json.loads(output)["benchmarks"]:
-        fields = dict(field.split(":") for field in row["name"].split("/")[1:])
+        if row.get("aggregate_name") != "median":
+            continue
+        fields = dict(field.split(":") for field in row["run_name"].split("/")[1:])
         times[int(fields["batch"]), int(fields["density"]) / 1e4, int(fields["strata"])] = row["real_time"]
     if not times:
         sys.exit(f"benchmarks/linear has no {options.out} x {options.columns} at batch {options.batch}")
@@ -115,7 +118,8 @@ def main():
         for key, function in peers.items():
             times.setdefault(key, []).append(function())
     medians = {key: statistics.median(values) for key, values in times.items()}
-    print(f"{options.out} x {options.columns}, one core, microseconds a product; ratio: the engine's time over strata's")
+    print(f"{options.out} x {options.columns}, one core, microseconds a product; ratio: the engine's time over "
+          "strata's")
     rows = []
     for batch in options.batch:
         for density in DENSITIES:

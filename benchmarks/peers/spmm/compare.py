@@ -44,13 +44,16 @@ def parse():
 
 def strata_times(options):
     """Microseconds by (shape, density or 1) of one run of benchmarks/kernels."""
-    output = subprocess.run([options.kernels, "--benchmark_format=json", "--benchmark_min_time=0.01",
+    output = subprocess.run([options.kernels, "--benchmark_format=json", "--benchmark_min_time=0.005",
+                             "--benchmark_repetitions=3",
                              "--benchmark_filter=^convolution/[0-9]+/[0-9]+/[0-9]+/1/1/[0-9]+/1$"], check=True,
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     scale = {"ns": 1e-3, "us": 1, "ms": 1e3}
     times = {}
     for row in json.loads(output)["benchmarks"]:
-        out, columns, size, _, _, density, _ = map(int, row["name"].split("/")[1:8])
+        if row.get("aggregate_name") != "median":
+            continue
+        out, columns, size, _, _, density, _ = map(int, row["run_name"].split("/")[1:8])
         times[(out, columns, size * size), density / 1e4] = row["real_time"] * scale[row["time_unit"]]
     return times
 

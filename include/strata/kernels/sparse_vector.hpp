@@ -46,7 +46,9 @@ class FourColumns {
   template <int j>
   [[nodiscard]] std::size_t at() const noexcept {
     if constexpr (in_a_word) {
-      return static_cast<std::size_t>(word_ >> (16 * j) & 0xFFFFU);
+      const auto pair =
+          static_cast<std::uint32_t>(word_ >> (j / 2 * 32));  // fewer copies of registers than from 64 bits
+      return j % 2 == 0 ? pair & 0xFFFFU : pair >> 16;
     } else {
       return static_cast<std::size_t>(indices_[j]);
     }
