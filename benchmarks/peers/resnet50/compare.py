@@ -160,7 +160,8 @@ def table(engines, options, cores, batch):
     dense = min(median for engine, median in zip(engines, medians)
                 if engine.level == "dense" and engine.precision == "fp32" and engine.engine != "strata")
     rows = []
-    print(f"\nResNet-50, 224 x 224, {options.masks} masks, batch {batch}, {cores} core{'s' * (cores > 1)}, ms a picture")
+    print(f"\nResNet-50, 224 x 224, {options.masks} masks, batch {batch}, {cores} core{'s' * (cores > 1)}, ms a "
+          "picture")
     print(f"{'engine':12} {'precision':9} {'level':6} {'median':>8} {'middle half':>15} {'against dense fp32':>19}")
     for engine, median in zip(engines, medians):
         low, high = np.quantile(engine.times, [0.25, 0.75])
@@ -183,7 +184,7 @@ def plot(rows, options):
                                    squeeze=False)
     for axis, (batch, cores) in zip(axes[:, 0], cases):
         shown = [row for row in rows if (row["batch"], row["cores"]) == (batch, cores)]
-        names = [f"{row['engine']} {row['precision']} {'dense' if row['level'] == 'dense' else 'level %d' % row['level']}"
+        names = [f"{row['engine']} {row['precision']} {'' if row['level'] == 'dense' else 'level '}{row['level']}"
                  for row in shown]
         colours = ["tab:orange" if row["engine"] == "strata" else "tab:blue" for row in shown]
         bars = axis.barh(names, [row["median_ms"] for row in shown], color=colours)

@@ -1,5 +1,5 @@
-"""Times the 1x1 convolutions of ResNet-50 in strata and, as sparse x dense products, in oneMKL, in turns on one core; see
-`run`. Sparse Register Tiling (PLDI'23; the best of 244-700 configurations per shape) and XNNPACK's f32-spmm were
+"""Times the 1x1 convolutions of ResNet-50 in strata and, as sparse x dense products, in oneMKL, in turns on one core;
+see `run`. Sparse Register Tiling (PLDI'23; the best of 244-700 configurations per shape) and XNNPACK's f32-spmm were
 measured once on a machine of the same kind (Zen 4, AVX-512): quoted, in microseconds, not measured here."""
 import argparse
 import json
@@ -100,7 +100,8 @@ def main():
             mkl.setdefault(key, []).append(median_microseconds(product))
     print("1x1 convolutions of ResNet-50, one core, microseconds; in brackets the engine's time over strata's.\n"
           "strata and oneMKL: measured here, in turns; SRT (Sparse Register Tiling) and XNNPACK: quoted.\n")
-    print(f"{'out x in x pixels':18} {'density':>8} {'strata':>8} {'GFLOP/s':>8} {'oneMKL':>15} {'SRT':>13} {'XNNPACK':>13}")
+    print(f"{'out x in x pixels':18} {'density':>8} {'strata':>8} {'GFLOP/s':>8} {'oneMKL':>15} {'SRT':>13} "
+          f"{'XNNPACK':>13}")
     rows, ratios = [], {}
     for shape, densities in QUOTED.items():
         for density, (tiling, xnnpack) in densities.items():
