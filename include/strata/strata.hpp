@@ -21,6 +21,7 @@
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/kernels/panel.hpp>
 #include <strata/kernels/point_set.hpp>
+#include <strata/kernels/sparse_narrow.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
@@ -33,6 +34,7 @@
 #include <strata/layers/parameters.hpp>
 #include <strata/layers/point_set.hpp>
 #include <strata/runtime/clock.hpp>
+#include <strata/runtime/dispatch.hpp>
 #include <strata/runtime/graph_session.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/policy.hpp>

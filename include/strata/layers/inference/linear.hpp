@@ -1,10 +1,12 @@
-// Fully connected layer of the inference family: a matrix-vector product for one sample, a tile product for a batch.
+// Fully connected layer of the inference family: a matrix-vector product for one sample, a product with narrow rows for
+// a few, a tile product for a batch.
 #pragma once
 
 #include <string>
 #include <type_traits>
 
 #include <strata/kernels/convolution.hpp>
+#include <strata/kernels/sparse_narrow.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
 #include <strata/layers/inference/weights.hpp>
@@ -60,13 +62,17 @@ class Linear {
         context.executor().parallel_for(split.tasks(), [&](index_t task) {
           split.for_each(task, [&](index_t, index_t first, index_t last) {
             if constexpr (requires { matrix.nnz(level); }) {
-              kernels::sparse_vector(matrix, level, first, last, x.data(), y.data(), epilogue);
+              kernels::sparse_vector<Arch>(matrix, level, first, last, x.data(), y.data(), epilogue);
             } else {
               kernels::dense_vector<Arch>(matrix, first, last, x.data(), y.data(), epilogue);
             }
           });
         });
       });
+      return y;
+    }
+    if (weights_.is_sparse() && x.batch() <= kernels::max_narrow_batch<Scalar, Arch>) {
+      run_narrow(context, x, y, epilogue);
       return y;
     }
     kernels::ConvolutionShape shape;
@@ -77,6 +83,32 @@ class Linear {
                                        context.arena(), context.executor());
     });
     return y;
+  }
+
+  /// A batch of at most two vectors: one tile, whose rows are squeezed to the vectors that are needed.
+  void run_narrow(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const Tensor<Scalar>& y,
+                  const kernels::Epilogue<Scalar>& epilogue) const {
+    const index_t width = kernels::narrow_width<Scalar, Arch>(x.batch());
+    const index_t pitch = x.layout().tile_pitch;
+    const Scalar* panel = x.data();
+    Block scratch;
+    if (width < pitch) {
+      scratch = context.arena().take(options_.in_features * width * static_cast<index_t>(sizeof(Scalar)));
+      auto* const packed = reinterpret_cast<Scalar*>(scratch.data());
+      kernels::pack_narrow<Arch>(x.data(), pitch, options_.in_features, width, packed);
+      panel = packed;
+    }
+    const auto& matrix = weights_.sparse();
+    const Level level = context.level();
+    const kernels::WorkSplit split(1, options_.out_features, matrix.row_group(),
+                                   static_cast<index_t>(context.executor().threads()));
+    context.executor().parallel_for(split.tasks(), [&](index_t task) {
+      split.for_each(task, [&](index_t, index_t first, index_t last) {
+        kernels::sparse_narrow<Arch>(
+            matrix, level, width,
+            kernels::NarrowJob<Scalar>{first, last, panel, y.data(), y.layout().tile_pitch, epilogue});
+      });
+    });
   }
 
   LinearOptions options_;
