@@ -15,12 +15,12 @@
 namespace strata::kernels {
 
 /// One call per kind of weights, so that everything above is the same for sparse and dense.
-template <class Arch, class Scalar, class Index>
+template <class Arch, bool tails, class Scalar, class Index>
 void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, RowWidth width,
                    const TileJob<Scalar>& job) noexcept {
-  sparse_tile<Arch>(weights, level, width, job);
+  sparse_tile<Arch, tails>(weights, level, width, job);
 }
-template <class Arch, class Scalar>
+template <class Arch, bool tails, class Scalar>
 void multiply_tile(const DenseMatrix<Scalar>& weights, Level, RowWidth width, const TileJob<Scalar>& job) noexcept {
   dense_tile<Arch>(weights, width.vectors + (width.tail ? 1 : 0), job);
 }
@@ -158,7 +158,7 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
             plan.template fill<Arch>(input, {tile, group, column, weights.block_width(block), begin, end - begin},
                                      panel);
           }
-          multiply_tile<Arch>(weights, level, width, job);
+          multiply_tile<Arch, !pointwise>(weights, level, width, job);
         }
       }
     });

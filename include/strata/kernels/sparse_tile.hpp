@@ -28,21 +28,25 @@ struct StratumCursor {
 /// Strata that one kernel call can walk without allocating; matrices with more levels are refused when loaded.
 inline constexpr int max_strata = 16;
 
+/// Where `stratum` is at position `row` of `block`.
+template <class Scalar, class Index>
+[[nodiscard]] StratumCursor<Scalar, Index> cursor_at(const LeveledCsr<Scalar, Index>& matrix, int stratum,
+                                                     index_t block, index_t row) noexcept {
+  const index_t group = matrix.row_group();
+  const auto& arrays = matrix.stratum(stratum);
+  const Index* lengths = arrays.lengths.data() + block * matrix.rows();
+  index_t start = arrays.offsets[static_cast<std::size_t>(block * matrix.row_groups() + row / group)];
+  for (index_t r = row / group * group; r < row; ++r) start += static_cast<index_t>(lengths[r]);
+  return {arrays.values.data() + start, arrays.indices.data() + start, lengths + row};
+}
+
 /// Cursors of strata 0 .. level at position `row` of `block`.
 template <class Scalar, class Index>
 [[nodiscard]] std::array<StratumCursor<Scalar, Index>, max_strata> cursors_at(const LeveledCsr<Scalar, Index>& matrix,
                                                                               Level level, index_t block,
                                                                               index_t row) noexcept {
   std::array<StratumCursor<Scalar, Index>, max_strata> cursors{};
-  const index_t group = matrix.row_group();
-  for (int s = 0; s <= level.index; ++s) {
-    const auto& stratum = matrix.stratum(s);
-    const Index* lengths = stratum.lengths.data() + block * matrix.rows();
-    index_t start = stratum.offsets[static_cast<std::size_t>(block * matrix.row_groups() + row / group)];
-    for (index_t r = row / group * group; r < row; ++r) start += static_cast<index_t>(lengths[r]);
-    cursors[static_cast<std::size_t>(s)] = {stratum.values.data() + start, stratum.indices.data() + start,
-                                            lengths + row};
-  }
+  for (int s = 0; s <= level.index; ++s) cursors[static_cast<std::size_t>(s)] = cursor_at(matrix, s, block, row);
   return cursors;
 }
 
@@ -169,16 +173,16 @@ struct RowSums {
   std::array<Tail, tail ? 1 : 0> last;
 };
 
-/// `one`: the level is known to have one stratum, whose cursor then stays in registers.
+/// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers.
 template <class Arch, bool tail, int strata, class Scalar, class Index, std::size_t... v>
-void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
+void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJob<Scalar>& job,
                  std::index_sequence<v...>) noexcept {
-  // How far each stratum was read. One number beside constant pointers: compilers make slow vectors of pointers that
-  // move together.
-  std::array<index_t, strata == 0 ? max_strata : strata> at;
-  const auto cursors = cursors_at(matrix, level, job.block, job.first_row);
-  const int last_stratum = strata == 0 ? level.index : strata - 1;
-  for (int s = 0; s <= last_stratum; ++s) at[static_cast<std::size_t>(s)] = 0;
+  // How far each stratum was read: one number beside constant pointers, since compilers make slow vectors of pointers
+  // that move together.
+  std::array<index_t, strata> at{};
+  std::array<StratumCursor<Scalar, Index>, strata> cursors;
+  for (int s = 0; s < strata; ++s)
+    cursors[static_cast<std::size_t>(s)] = cursor_at(matrix, first + s, job.block, job.first_row);
   const Scalar* const panel = job.panel;
   const index_t pitch = job.panel_pitch;
   const std::uint8_t* const order = matrix.order().data() + job.block * matrix.rows();
@@ -196,16 +200,17 @@ void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const Til
       } else {
         sums.load(job.output + offset);
       }
-#pragma GCC unroll 2
-      for (int s = 0; s <= last_stratum; ++s) {
-        const auto& cursor = cursors[static_cast<std::size_t>(s)];
-        index_t k = at[static_cast<std::size_t>(s)];
+      const auto add_stratum = [&](std::size_t s) {
+        const auto& cursor = cursors[s];
+        index_t k = at[s];
         const index_t end = k + static_cast<index_t>(cursor.lengths[position - job.first_row]);
-        at[static_cast<std::size_t>(s)] = end;
+        at[s] = end;
         const Scalar* const values = cursor.values;
         const Index* const indices = cursor.indices;
         for (; k != end; ++k) sums.add(values[k], panel + static_cast<index_t>(indices[k]) * pitch);
-      }
+      };
+      add_stratum(0);
+      if constexpr (strata == 2) add_stratum(1);
       if (job.last_block) {
         sums.finish(job.epilogue, row, job.output, offset);
       } else {
@@ -215,15 +220,22 @@ void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, const Til
   }
 }
 
+/// Two strata a pass; between passes the sums wait in the output.
 template <class Arch, std::size_t vectors, bool tail, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
-  if (level.index == 0) {
-    sparse_tile<Arch, tail, 1>(matrix, level, job, each);
-  } else if (level.index == 1) {
-    sparse_tile<Arch, tail, 2>(matrix, level, job, each);
-  } else {
-    sparse_tile<Arch, tail, 0>(matrix, level, job, each);
+  if (level.index == 0) return sparse_tile<Arch, tail, 1>(matrix, 0, job, each);
+  if (level.index == 1) return sparse_tile<Arch, tail, 2>(matrix, 0, job, each);
+  TileJob<Scalar> pass = job;
+  for (int first = 0; first <= level.index; first += 2) {
+    pass.first_block = job.first_block && first == 0;
+    pass.last_block = job.last_block && first + 2 > level.index;
+    if (first < level.index) {
+      sparse_tile<Arch, tail, 2>(matrix, first, pass, each);
+    } else {
+      sparse_tile<Arch, tail, 1>(matrix, first, pass, each);
+    }
+    pass.prefetch_columns = 0;  // the first pass has fetched all
   }
 }
 
@@ -239,17 +251,17 @@ void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Le
 }  // namespace detail
 
 /// output[row] (+)= matrix[row, block] x panel for the rows of the job at `level`; a row of the panel and of the output
-/// is as long as `width` says.
+/// is as long as `width` says. `tails`: whether it may have one; every kernel costs compile time.
 /// Preconditions: 1 <= vectors of `width`, the tail counted as one, <= max_kernel_vectors; a tail only where the
 /// architecture has a `TailBatch`; level.index < min(matrix.levels(), max_strata).
-template <class Arch, class Scalar, class Index>
+template <class Arch, bool tails = true, class Scalar, class Index>
 void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, RowWidth width,
                  const TileJob<Scalar>& job) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr std::make_index_sequence<static_cast<std::size_t>(max_kernel_vectors<Batch>)> counts{};
-  if constexpr (!std::is_void_v<TailBatch<Batch>>)
+  if constexpr (tails && !std::is_void_v<TailBatch<Batch>>)
     if (width.tail) return detail::sparse_tile_of<Arch, true>(width.vectors, matrix, level, job, counts);
-  detail::sparse_tile_of<Arch, false>(width.vectors, matrix, level, job, counts);
+  detail::sparse_tile_of<Arch, false>(width.vectors + (!tails && width.tail ? 1 : 0), matrix, level, job, counts);
 }
 
 /// The scalar twin of `sparse_tile`: `width` pixels a row, one at a time.
