@@ -1,6 +1,6 @@
 // A training step (forward, backward, SGD) with random pictures: seconds a step, median of the steps. Networks: the
-// quick start's and those of examples/resnet; dense, or at a level of random masks within a share of weights and FLOPs, as
-// a path of the phases with fixed masks. benchmarks/peers/training compares it with PyTorch.
+// quick start's and those of examples/resnet; dense, or at a level of random masks within a share of weights and FLOPs,
+// as a path of the phases with fixed masks. benchmarks/peers/training compares it with PyTorch.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -40,7 +40,9 @@ struct Options {
   bool parts = false;
 };
 
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());

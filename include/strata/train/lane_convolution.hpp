@@ -33,8 +33,9 @@ struct LaneTap {
   Pair shift = 0;
 };
 
-/// Output pixels `first + step * (y, x)` for (y, x) within `extent`, whose inputs through each tap are the source pixels
-/// `scale * (y, x) + shift`. A convolution is one sweep; its derivative by the input one for each phase of the stride.
+/// Output pixels `first + step * (y, x)` for (y, x) within `extent`, whose inputs through each tap are the source
+/// pixels `scale * (y, x) + shift`. A convolution is one sweep; its derivative by the input one for each phase of the
+/// stride.
 struct LaneSweep {
   Pair scale = 1;
   Pair first = 0;
@@ -60,8 +61,9 @@ struct LaneSweep {
   sweep.extent = {out.height, out.width};
   for (index_t ky = 0; ky < options.kernel.h; ++ky)
     for (index_t kx = 0; kx < options.kernel.w; ++kx)
-      sweep.taps.push_back({ky * options.kernel.w + kx,
-                            {ky * options.dilation.h - options.padding.h, kx * options.dilation.w - options.padding.w}});
+      sweep.taps.push_back(
+          {ky * options.kernel.w + kx,
+           {ky * options.dilation.h - options.padding.h, kx * options.dilation.w - options.padding.w}});
   sweep.find_bounds();
   return {sweep};
 }
@@ -110,8 +112,7 @@ class LaneWindow {
     const Pair origin = direct_ ? Pair(0) : sweep.low;
     for (index_t block = 0; block < layout.blocks(); ++block)
       for (const LaneTap& tap : sweep.taps)
-        starts_.push_back(block * block_step_ +
-                          ((tap.shift.h - origin.h) * width_ + tap.shift.w - origin.w) * pixel_);
+        starts_.push_back(block * block_step_ + ((tap.shift.h - origin.h) * width_ + tap.shift.w - origin.w) * pixel_);
   }
 
   /// Lines of output at a time, and how many such pieces there are.
@@ -163,10 +164,10 @@ class LaneWindow {
   std::vector<index_t> starts_;
 };
 
-/// The non-zeros of one sweep, part by part of the source's channels, so that a tile of pixels of a part stays in the L1
-/// cache. Made from a mask and found again while the mask stays the same.
+/// The non-zeros of one sweep, part by part of the source's channels, so that a tile of pixels of a part stays in the
+/// L1 cache. Made from a mask and found again while the mask stays the same.
 struct LaneMask {
-  std::vector<index_t> window;         ///< of the sweep's window: what offsets were made for
+  std::vector<index_t> window;  ///< of the sweep's window: what offsets were made for
   index_t parts = 0;
   std::vector<std::uint32_t> starts;   ///< rows + 1 for every part
   std::vector<std::uint32_t> offsets;  ///< of inputs
@@ -200,8 +201,13 @@ class LaneConvolution {
 
   LaneConvolution(Context<Scalar>& context, const Tensor<Scalar>& x, Parameter<Scalar>& weight,
                   const Conv2dOptions& options, const Tensor<Scalar>& y)
-      : x_(x), y_(y), weight_(weight), level_(context.level), taps_(options.kernel.h * options.kernel.w),
-        in_(x.lane_layout()), out_(y.lane_layout()) {
+      : x_(x),
+        y_(y),
+        weight_(weight),
+        level_(context.level),
+        taps_(options.kernel.h * options.kernel.w),
+        in_(x.lane_layout()),
+        out_(y.lane_layout()) {
     Shape in = x.shape();
     Shape out = y.shape();
     const bool pointwise = options.kernel == Pair(1) && options.stride == Pair(1) && options.padding == Pair(0);
@@ -235,8 +241,8 @@ class LaneConvolution {
     }
     if (!x_.needs_gradient()) return;
     const auto dx = x_.lane_gradient();
-    apply(context, dy, out_, backward_, backward_windows_, masks_ ? masks_->backward : none_, backward_weights_, dx.data,
-          in_, in_shape_, !dx.fresh);
+    apply(context, dy, out_, backward_, backward_windows_, masks_ ? masks_->backward : none_, backward_weights_,
+          dx.data, in_, in_shape_, !dx.fresh);
   }
 
  private:
@@ -330,8 +336,8 @@ class LaneConvolution {
           for (index_t block = 0; block < source.blocks(); ++block)
             for (index_t t = 0; t < taps; ++t)
               for (index_t k = 0; k < source.block; ++k) {
-                Scalar& value = values[kernels::lane_packed_at<Arch, Scalar>(
-                    row, (block * taps + t) * source.block + k, columns)];
+                Scalar& value =
+                    values[kernels::lane_packed_at<Arch, Scalar>(row, (block * taps + t) * source.block + k, columns)];
                 value = Scalar{0};
                 if (row >= rows) continue;
                 const index_t tap = sweeps[s].taps[static_cast<std::size_t>(t)].tap;
@@ -381,9 +387,12 @@ class LaneConvolution {
                   add || k > 0);
             continue;
           }
-          const kernels::LaneInput<Scalar> input{
-              inputs, window.line_step(), window.pixel_step(), window.starts().data(),
-              static_cast<index_t>(window.starts().size()), source_layout.block};
+          const kernels::LaneInput<Scalar> input{inputs,
+                                                 window.line_step(),
+                                                 window.pixel_step(),
+                                                 window.starts().data(),
+                                                 static_cast<index_t>(window.starts().size()),
+                                                 source_layout.block};
           if (add) {
             kernels::lane_product<Arch, true>(input, weights[s].data(), output);
           } else {
@@ -429,9 +438,12 @@ class LaneConvolution {
     Scalar* const sums = context.scratch(parts, parts * rows * columns);
     std::fill_n(sums, parts * rows * columns, Scalar{0});
     for_gradient_pieces(context, dy, 0, [&](index_t part, const Scalar* inputs, const auto& output, Scalar*) {
-      const kernels::LaneInput<Scalar> input{
-          inputs,    window.line_step(), window.pixel_step(), window.starts().data(),
-          static_cast<index_t>(window.starts().size()), in_.block};
+      const kernels::LaneInput<Scalar> input{inputs,
+                                             window.line_step(),
+                                             window.pixel_step(),
+                                             window.starts().data(),
+                                             static_cast<index_t>(window.starts().size()),
+                                             in_.block};
       kernels::lane_weight_gradient<Arch>(input, output, sums + part * rows * columns);
     });
     // The parts are added in order, whoever does it.
@@ -459,19 +471,18 @@ class LaneConvolution {
     const auto count = static_cast<index_t>(mask.weights.size());
     Scalar* const sums = context.scratch(parts, parts * count);
     std::fill_n(sums, parts * count, Scalar{0});
-    for_gradient_pieces(context, dy, mask.largest_part(rows) * lanes,
-                        [&](index_t part, const Scalar* inputs, const auto& output, Scalar* products) {
-                          for (index_t k = 0; k < mask.parts; ++k) {
-                            const std::uint32_t* const starts = mask.starts.data() + k * (rows + 1);
-                            std::fill_n(products, static_cast<index_t>(starts[rows] - starts[0]) * lanes, Scalar{0});
-                            kernels::lane_sampled_product<Arch, Scalar>(
-                                inputs, window.line_step(), window.pixel_step(),
-                                {starts, mask.offsets.data(), nullptr}, output, products);
-                            for (index_t i = starts[0]; i < static_cast<index_t>(starts[rows]); ++i)
-                              sums[part * count + i] +=
-                                  xsimd::hadd(Batch::load_aligned(products + (i - starts[0]) * lanes));
-                          }
-                        });
+    for_gradient_pieces(
+        context, dy, mask.largest_part(rows) * lanes,
+        [&](index_t part, const Scalar* inputs, const auto& output, Scalar* products) {
+          for (index_t k = 0; k < mask.parts; ++k) {
+            const std::uint32_t* const starts = mask.starts.data() + k * (rows + 1);
+            std::fill_n(products, static_cast<index_t>(starts[rows] - starts[0]) * lanes, Scalar{0});
+            kernels::lane_sampled_product<Arch, Scalar>(inputs, window.line_step(), window.pixel_step(),
+                                                        {starts, mask.offsets.data(), nullptr}, output, products);
+            for (index_t i = starts[0]; i < static_cast<index_t>(starts[rows]); ++i)
+              sums[part * count + i] += xsimd::hadd(Batch::load_aligned(products + (i - starts[0]) * lanes));
+          }
+        });
     context.for_parts(count, [&](index_t, index_t first, index_t last) {
       for (index_t i = first; i < last; ++i) {
         Scalar sum{0};
@@ -494,7 +505,8 @@ class LaneConvolution {
   Weights forward_weights_, backward_weights_;
 };
 
-/// Whether a convolution of `x` to `out` is done in lanes: whole vectors of pictures, and pixels enough to share a weight.
+/// Whether a convolution of `x` to `out` is done in lanes: whole vectors of pictures, and pixels enough to share a
+/// weight.
 template <class Scalar>
 [[nodiscard]] bool suits_lanes(const Tensor<Scalar>& x, const Conv2dOptions& options, Shape out) noexcept {
   return Tensor<Scalar>::fits_lanes(x.batch()) && options.groups == 1 && out.height * out.width >= 4;

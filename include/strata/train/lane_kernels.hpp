@@ -107,8 +107,8 @@ inline void for_pieces(index_t count, index_t most, F&& f) noexcept {
 
 }  // namespace detail
 
-/// Elements of packed weights of `rows` x `columns`: `lane_row_tile` rows at a time, column by column; what is left over
-/// in the last tile is not read into any result but has to be finite.
+/// Elements of packed weights of `rows` x `columns`: `lane_row_tile` rows at a time, column by column; what is left
+/// over in the last tile is not read into any result but has to be finite.
 template <class Arch, class Scalar>
 [[nodiscard]] constexpr index_t lane_packed_size(index_t rows, index_t columns) noexcept {
   return round_up(rows, lane_row_tile<Scalar, Arch>) * columns;
@@ -159,7 +159,8 @@ void lane_product_reference(const LaneInput<Scalar>& input, const Scalar* weight
             for (index_t k = 0; k < input.depth; ++k)
               sum += weights[lane_packed_at<Arch, Scalar>(row, t * input.depth + k, input.taps * input.depth)] *
                      input.source[y * input.line_step + x * input.pixel_step + input.starts[t] + k * lanes + lane];
-          Scalar& to = output.target[y * output.line_step + x * output.pixel_step + output.row_start(row, lanes) + lane];
+          Scalar& to =
+              output.target[y * output.line_step + x * output.pixel_step + output.row_start(row, lanes) + lane];
           to = add ? to + sum : sum;
         }
 }
@@ -280,9 +281,7 @@ void lane_sparse_tile(const Scalar* source, index_t source_step, const LaneNonZe
       for (; value != end; ++value, ++offset) {
         const Batch weight(*value);
         const Scalar* const x = source + *offset;
-        ((sums[v] =
-              xsimd::fma(weight, Batch::load_aligned(x + static_cast<index_t>(v) * source_step), sums[v])),
-         ...);
+        ((sums[v] = xsimd::fma(weight, Batch::load_aligned(x + static_cast<index_t>(v) * source_step), sums[v])), ...);
       }
       (sums[v].store_aligned(to + static_cast<index_t>(v) * output.pixel_step), ...);
     }
@@ -319,9 +318,9 @@ template <class Arch, class Scalar, std::size_t... w>
 void lane_sparse_of_width(index_t width, const Scalar* source, index_t source_step, const LaneNonZeros<Scalar>& weights,
                           const LaneOutput<Scalar>& output, Scalar* target, bool add,
                           std::index_sequence<w...>) noexcept {
-  ((static_cast<index_t>(w) + 1 == width ? lane_sparse_tile<Arch>(source, source_step, weights, output, target, add,
-                                                                  std::make_index_sequence<w + 1>())
-                                         : void()),
+  ((static_cast<index_t>(w) + 1 == width
+        ? lane_sparse_tile<Arch>(source, source_step, weights, output, target, add, std::make_index_sequence<w + 1>())
+        : void()),
    ...);
 }
 
@@ -329,9 +328,9 @@ template <class Arch, class Scalar, std::size_t... w>
 void lane_sampled_of_width(index_t width, const Scalar* source, index_t source_step,
                            const LaneNonZeros<Scalar>& weights, const LaneOutput<const Scalar>& output,
                            const Scalar* target, Scalar* sums, std::index_sequence<w...>) noexcept {
-  ((static_cast<index_t>(w) + 1 == width ? lane_sampled_tile<Arch>(source, source_step, weights, output, target, sums,
-                                                                   std::make_index_sequence<w + 1>())
-                                         : void()),
+  ((static_cast<index_t>(w) + 1 == width
+        ? lane_sampled_tile<Arch>(source, source_step, weights, output, target, sums, std::make_index_sequence<w + 1>())
+        : void()),
    ...);
 }
 
@@ -361,7 +360,8 @@ void lane_sparse_product_reference(const Scalar* source, index_t line_step, inde
     for (index_t x = 0; x < output.pixels; ++x)
       for (index_t row = 0; row < output.rows; ++row)
         for (index_t lane = 0; lane < lanes; ++lane) {
-          Scalar& to = output.target[y * output.line_step + x * output.pixel_step + output.row_start(row, lanes) + lane];
+          Scalar& to =
+              output.target[y * output.line_step + x * output.pixel_step + output.row_start(row, lanes) + lane];
           Scalar sum = add ? to : Scalar{0};
           for (std::uint32_t i = weights.starts[row]; i < weights.starts[row + 1]; ++i)
             sum += weights.values[i] *

@@ -1,6 +1,6 @@
 // The second layout of activations on the tape, for convolutions over batches: as many pictures as a vector has lanes
-// lie side by side, so that every (pixel, channel) is one vector. Kernel size, stride and padding then cost no shuffling,
-// and a sparse weight meets whole vectors.
+// lie side by side, so that every (pixel, channel) is one vector. Kernel size, stride and padding then cost no
+// shuffling, and a sparse weight meets whole vectors.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace strata::train {
 
 /// [picture / lanes][channel / block][pixel][channel % block][picture % lanes].
 struct LaneLayout {
-  index_t lanes = 1;  ///< pictures in a vector; divides the batch
+  index_t lanes = 1;   ///< pictures in a vector; divides the batch
   index_t groups = 0;  ///< batch / lanes
   index_t channels = 0;
   index_t pixels = 0;

@@ -117,9 +117,9 @@ template <class Scalar>
 
 }  // namespace detail
 
-/// Cross-correlation of `x` with the weights that the context's level holds; no bias. In lanes where the batch has whole
-/// vectors of pictures (train/lane_convolution.hpp), with sparse kernels for levels of few weights. Otherwise gathers
-/// columns for a few pictures at a time and multiplies.
+/// Cross-correlation of `x` with the weights that the context's level holds; no bias. In lanes where the batch has
+/// whole vectors of pictures (train/lane_convolution.hpp), with sparse kernels for levels of few weights. Otherwise
+/// gathers columns for a few pictures at a time and multiplies.
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> conv2d(Context<Scalar>& context, const Tensor<Scalar>& x, Parameter<Scalar>& weight,
                                     const Conv2dOptions& options) {
@@ -354,7 +354,7 @@ template <class Scalar>
   });
   const Tensor<Scalar> shortcut = residual == nullptr ? Tensor<Scalar>() : *residual;
   const bool to_shortcut = residual != nullptr && residual->needs_gradient();
-  context.record([=, affine = std::move(affine), &context] {
+  context.record([=, affine = std::move(affine)] {
     Scalar* const dy = y.whole_lane_gradient();
     Columns sums(channels, layout.groups);      // of dz
     Columns products(channels, layout.groups);  // of dz * (x - mean)

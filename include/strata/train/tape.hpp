@@ -52,9 +52,9 @@ enum class Layout : std::uint8_t { channels_last, lanes };
 
 /// A batch of activations [batch][height][width][channels] on the tape. A handle: copies share the value.
 ///
-/// Convolutions and what goes with them keep values and gradients in lanes (train/lanes.hpp); whoever asks for the other
-/// layout gets a copy, so that operations need not know which one the tensor was made in. A value is written once, before
-/// another operation reads it. Of the gradient there is one layout at a time, the one asked for last.
+/// Convolutions and what goes with them keep values and gradients in lanes (train/lanes.hpp); whoever asks for the
+/// other layout gets a copy, so that operations need not know which one the tensor was made in. A value is written
+/// once, before another operation reads it. Of the gradient there is one layout at a time, the one asked for last.
 template <class Scalar>
 class Tensor {
  public:
