@@ -89,7 +89,7 @@ TEST_CASE("convolutions in lanes and channels last agree") {
   };
   strata::SerialExecutor executor;
   for (const Case& c : cases)
-    for (const double density : {0.0, 0.1, 0.5}) {
+    for (const double density : {0.0, 0.1, 0.4}) {
       std::mt19937 random(9);
       Family::Conv2d layer({.in_channels = c.shape.channels,
                             .out_channels = c.out,

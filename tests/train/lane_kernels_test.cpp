@@ -98,10 +98,11 @@ void check_products(double tolerance) {
     kernels::lane_product_reference<Arch, true>(run.input, weights.data(), run.into(expected));
     CHECK(difference(found, expected) < tolerance);
 
-    Array<Scalar> sums = numbers<Scalar>(random, columns * run.output.rows);
+    const index_t step = run.output.rows + 3;
+    Array<Scalar> sums = numbers<Scalar>(random, columns * step);
     Array<Scalar> expected_sums = sums;
-    kernels::lane_weight_gradient<Arch>(run.input, run.from(run.target), sums.data());
-    kernels::lane_weight_gradient_reference<Arch>(run.input, run.from(run.target), expected_sums.data());
+    kernels::lane_weight_gradient<Arch>(run.input, run.from(run.target), sums.data(), step);
+    kernels::lane_weight_gradient_reference<Arch>(run.input, run.from(run.target), expected_sums.data(), step);
     CHECK(difference(sums, expected_sums) < 8 * tolerance);
   });
 }

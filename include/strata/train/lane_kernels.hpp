@@ -170,7 +170,7 @@ namespace detail {
 template <class Arch, class Scalar, std::size_t... c, std::size_t... i>
 [[gnu::always_inline]] inline void lane_gradient_tile(
     const LaneInput<Scalar>& input, const Scalar* x, const LaneOutput<const Scalar>& output, const Scalar* dy,
-    const std::array<index_t, sizeof...(i) / sizeof...(c)>& row_starts, Scalar* sums, index_t rows,
+    const std::array<index_t, sizeof...(i) / sizeof...(c)>& row_starts, Scalar* sums, index_t step, index_t rows,
     std::index_sequence<c...>, std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr std::size_t width = sizeof...(c);
@@ -190,44 +190,47 @@ template <class Arch, class Scalar, std::size_t... c, std::size_t... i>
   }
   const auto store = [&](std::size_t at, const Batch& product) {
     const auto row = static_cast<index_t>(at / width);
-    if (row < rows) sums[static_cast<index_t>(at % width) * output.rows + row] += xsimd::hadd(product);
+    if (row < rows) sums[static_cast<index_t>(at % width) * step + row] += xsimd::hadd(product);
   };
   (store(i, products[i]), ...);
 }
 
 template <class Arch, std::size_t width, class Scalar>
 void lane_gradient_columns_of(const LaneInput<Scalar>& input, const Scalar* x, const LaneOutput<const Scalar>& output,
-                              Scalar* sums) noexcept {
+                              Scalar* sums, index_t step) noexcept {
   constexpr index_t tile = lane_gradient_rows<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t row = 0; row < output.rows; row += tile) {
     std::array<index_t, static_cast<std::size_t>(tile)> starts;  // beyond the last row: that row again
     for (index_t r = 0; r < tile; ++r)
       starts[static_cast<std::size_t>(r)] = output.row_start(std::min(row + r, output.rows - 1), lanes);
-    lane_gradient_tile<Arch>(input, x, output, output.target, starts, sums + row, std::min(tile, output.rows - row),
-                             std::make_index_sequence<width>(), std::make_index_sequence<width * tile>());
+    lane_gradient_tile<Arch>(input, x, output, output.target, starts, sums + row, step,
+                             std::min(tile, output.rows - row), std::make_index_sequence<width>(),
+                             std::make_index_sequence<width * tile>());
   }
 }
 
 template <class Arch, class Scalar, std::size_t... c>
 void lane_gradient_of_width(index_t width, const LaneInput<Scalar>& input, const Scalar* x,
-                            const LaneOutput<const Scalar>& output, Scalar* sums, std::index_sequence<c...>) noexcept {
-  using Kernel = void (*)(const LaneInput<Scalar>&, const Scalar*, const LaneOutput<const Scalar>&, Scalar*) noexcept;
+                            const LaneOutput<const Scalar>& output, Scalar* sums, index_t step,
+                            std::index_sequence<c...>) noexcept {
+  using Kernel =
+      void (*)(const LaneInput<Scalar>&, const Scalar*, const LaneOutput<const Scalar>&, Scalar*, index_t) noexcept;
   static constexpr Kernel kernels[] = {lane_gradient_columns_of<Arch, c + 1, Scalar>...};
-  kernels[width - 1](input, x, output, sums);
+  kernels[width - 1](input, x, output, sums, step);
 }
 
 }  // namespace detail
 
-/// sums[column * rows + row] += sum over pixels and lanes of dy[row] x input[column]; `output` is where dy lies.
+/// sums[column * step + row] += sum over pixels and lanes of dy[row] x input[column]; `output` is where dy lies.
 template <class Arch, class Scalar>
-void lane_weight_gradient(const LaneInput<Scalar>& input, const LaneOutput<const Scalar>& output,
-                          Scalar* sums) noexcept {
+void lane_weight_gradient(const LaneInput<Scalar>& input, const LaneOutput<const Scalar>& output, Scalar* sums,
+                          index_t step) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  for (index_t t = 0; t < input.taps; ++t, sums += input.depth * output.rows)
+  for (index_t t = 0; t < input.taps; ++t, sums += input.depth * step)
     detail::for_pieces(input.depth, lane_gradient_columns, [&](index_t first, index_t width) {
       detail::lane_gradient_of_width<Arch>(width, input, input.source + input.starts[t] + first * lanes, output,
-                                           sums + first * output.rows,
+                                           sums + first * step, step,
                                            std::make_index_sequence<static_cast<std::size_t>(lane_gradient_columns)>());
     });
 }
@@ -235,7 +238,7 @@ void lane_weight_gradient(const LaneInput<Scalar>& input, const LaneOutput<const
 /// The scalar twin of `lane_weight_gradient`.
 template <class Arch, class Scalar>
 void lane_weight_gradient_reference(const LaneInput<Scalar>& input, const LaneOutput<const Scalar>& output,
-                                    Scalar* sums) noexcept {
+                                    Scalar* sums, index_t step) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t t = 0; t < input.taps; ++t)
     for (index_t k = 0; k < input.depth; ++k)
@@ -243,7 +246,7 @@ void lane_weight_gradient_reference(const LaneInput<Scalar>& input, const LaneOu
         for (index_t y = 0; y < output.lines; ++y)
           for (index_t x = 0; x < output.pixels; ++x)
             for (index_t lane = 0; lane < lanes; ++lane)
-              sums[(t * input.depth + k) * output.rows + row] +=
+              sums[(t * input.depth + k) * step + row] +=
                   input.source[y * input.line_step + x * input.pixel_step + input.starts[t] + k * lanes + lane] *
                   output.target[y * output.line_step + x * output.pixel_step + output.row_start(row, lanes) + lane];
 }

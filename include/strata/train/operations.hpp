@@ -139,6 +139,7 @@ template <class Scalar>
     context.record([=, &context] { convolution->run_back(context); });
     return y;
   }
+  (void)x.value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), out, true);
   const Level level = context.level;
   const index_t in_pixels = in.height * in.width;
@@ -413,6 +414,7 @@ template <class Scalar>
   const index_t channels = x.shape().channels;
   const index_t pixels = x.pixels();
   detail::check_residual(x, residual);
+  if (residual != nullptr) (void)residual->value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
   const bool batch_statistics = norm != nullptr && context.training;
   const auto affine = [&] {
@@ -543,7 +545,7 @@ template <bool maximum, class Scalar>
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
   if (!maximum && x.has(Layout::lanes) && options.kernel == Pair(in.height, in.width) && options.padding == Pair(0))
     return detail::mean_in_lanes(context, x);
-  (void)x.value();  // before the parts begin
+  (void)x.value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), out, true);
   auto winners = std::make_shared<std::vector<std::int32_t>>(maximum ? static_cast<std::size_t>(y.value().size()) : 0);
   // Calls f(first input row, behind the last, first column, behind the last) of the window of output pixel (oy, ox).

@@ -10,7 +10,6 @@
 #include <memory>
 #include <mutex>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -248,8 +247,8 @@ class Context {
     return buffer.data();
   }
 
-  /// What an operation derived from masks and wants to find again in the next pass, by parameter, level and direction.
-  using CacheKey = std::tuple<const void*, int, int>;
+  /// What an operation derived from masks and wants to find again in the next pass, by parameter and level.
+  using CacheKey = std::pair<const void*, int>;
   [[nodiscard]] std::shared_ptr<void>& cached(const CacheKey& key) { return cache_[key]; }
 
  private:
