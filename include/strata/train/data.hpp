@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -65,6 +66,9 @@ struct Dataset {
              bool flip = false) const {
     pictures.assign(static_cast<std::size_t>(count * shape.size()), static_cast<float>(-mean / deviation));
     batch_labels.resize(static_cast<std::size_t>(count));
+    std::array<float, 256> values;
+    for (std::size_t pixel = 0; pixel < values.size(); ++pixel)
+      values[pixel] = static_cast<float>((static_cast<double>(pixel) / 255.0 - mean) / deviation);
     for (index_t i = 0; i < count; ++i) {
       const index_t source = static_cast<index_t>(indices[i]) * shape.size();
       batch_labels[static_cast<std::size_t>(i)] = labels[indices[i]];
@@ -78,7 +82,7 @@ struct Dataset {
             const index_t sx = mirrored ? shape.width - 1 - (x - dx) : x - dx;
             const index_t from = source + (c * shape.height + y - dy) * shape.width + sx;
             pictures[static_cast<std::size_t>(((i * shape.channels + c) * shape.height + y) * shape.width + x)] =
-                static_cast<float>((pixels[static_cast<std::size_t>(from)] / 255.0 - mean) / deviation);
+                values[pixels[static_cast<std::size_t>(from)]];
           }
     }
   }

@@ -15,6 +15,8 @@
 
 #include <strata/core/activation.hpp>
 #include <strata/layers/options.hpp>
+#include <strata/train/lane_convolution.hpp>
+#include <strata/train/lane_norm.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/tape.hpp>
 
@@ -115,8 +117,9 @@ template <class Scalar>
 
 }  // namespace detail
 
-/// Cross-correlation of `x` with the weights that the context's level holds; no bias. Gathers columns for a few
-/// pictures at a time and multiplies.
+/// Cross-correlation of `x` with the weights that the context's level holds; no bias. In lanes where the batch has
+/// whole vectors of pictures (train/lane_convolution.hpp), with sparse kernels for levels of few weights. Otherwise
+/// gathers columns for a few pictures at a time and multiplies.
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> conv2d(Context<Scalar>& context, const Tensor<Scalar>& x, Parameter<Scalar>& weight,
                                     const Conv2dOptions& options) {
@@ -129,6 +132,14 @@ template <class Scalar>
                 strata::detail::text(in)));
   const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
   weight.uses = out.height * out.width;
+  if (detail::suits_lanes(x, options, out)) {
+    Tensor<Scalar> y = context.make(x.batch(), out, true, Layout::lanes);
+    const auto convolution = std::make_shared<detail::LaneConvolution<Scalar>>(context, x, weight, options, y);
+    convolution->run(context);
+    context.record([=, &context] { convolution->run_back(context); });
+    return y;
+  }
+  (void)x.value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), out, true);
   const Level level = context.level;
   const index_t in_pixels = in.height * in.width;
@@ -250,54 +261,182 @@ struct NormSet {
 
 inline constexpr double norm_epsilon = 1e-5;
 
+namespace detail {
+
+/// Scale and offset of a normalisation with what it took from the batch.
+template <class Scalar>
+struct Affine {
+  using Array = typename Parameter<Scalar>::Array;
+  Array mean, inverse;  ///< inverse: 1 / standard deviation
+  Array scale, offset;  ///< z = x * scale + offset
+
+  /// From the batch's mean and variance over `count` numbers a channel, which move the running ones, or from those.
+  Affine(index_t channels, NormSet<Scalar>* norm, const Parameter<Scalar>* bias) {
+    mean = Array::Zero(channels);
+    inverse = Array::Ones(channels);
+    if (norm != nullptr) {
+      mean = norm->running_mean;
+      inverse = (norm->running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
+    }
+    finish(norm, bias);
+  }
+  Affine(const Array& batch_mean, const Array& variance, index_t count, double momentum, NormSet<Scalar>& norm,
+         const Parameter<Scalar>* bias)
+      : mean(batch_mean), inverse((variance + static_cast<Scalar>(norm_epsilon)).rsqrt()) {
+    const auto m = static_cast<Scalar>(momentum);
+    const Scalar unbiased = count > 1 ? static_cast<Scalar>(count) / static_cast<Scalar>(count - 1) : Scalar{1};
+    norm.running_mean += m * (mean - norm.running_mean);
+    norm.running_variance += m * (variance * unbiased - norm.running_variance);
+    finish(&norm, bias);
+  }
+
+ private:
+  void finish(const NormSet<Scalar>* norm, const Parameter<Scalar>* bias) {
+    scale = inverse;
+    if (norm != nullptr) scale *= norm->gamma.value;
+    offset = -mean * scale;
+    if (norm != nullptr) offset += norm->beta.value;
+    if (bias != nullptr) offset += bias->value;
+  }
+};
+
+template <class Scalar>
+void check_residual(const Tensor<Scalar>& x, const Tensor<Scalar>* residual) {
+  if (residual != nullptr && (residual->shape() != x.shape() || residual->batch() != x.batch()))
+    raise(Error("residual", "the shape of the layer's output", "another shape"));
+}
+
+/// `finish` for activations in lanes: a sweep for the statistics, one for the result; two on the way back.
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> finish_in_lanes(Context<Scalar>& context, const Tensor<Scalar>& x, NormSet<Scalar>* norm,
+                                             Parameter<Scalar>* bias, const Tensor<Scalar>* residual,
+                                             Activation activation) {
+  using Arch = xsimd::default_arch;
+  using Array = typename Parameter<Scalar>::Array;
+  using Columns = Eigen::Array<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
+  check_residual(x, residual);
+  const LaneLayout layout = x.lane_layout();
+  const index_t channels = layout.channels;
+  const index_t count = x.pixels();
+  const kernels::LaneBlock block{layout.pixels, layout.block};
+  // Calls f(where a block of channels of a group of pictures starts, its first channel, the group).
+  const auto for_blocks = [&context, layout](auto&& f) {
+    context.for_parts(layout.groups * layout.blocks(), [&](index_t, index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i)
+        f(i * layout.block_step(), i % layout.blocks() * layout.block, i / layout.blocks());
+    });
+  };
+  const Scalar* const values = x.lanes();
+  Affine<Scalar> affine = [&] {
+    if (norm == nullptr || !context.training) return Affine<Scalar>(channels, norm, bias);
+    Columns means(channels, layout.groups);
+    Columns squares(channels, layout.groups);
+    for_blocks([&](index_t at, index_t channel, index_t group) {
+      kernels::lane_moments<Arch>(block, values + at, &means(channel, group), &squares(channel, group));
+    });
+    // Moments of the groups to those of the batch.
+    const Array mean = means.rowwise().mean();
+    const Array variance =
+        squares.rowwise().sum() / static_cast<Scalar>(count) + (means.colwise() - mean).square().rowwise().mean();
+    return Affine<Scalar>(mean, variance, count, context.norm_momentum, *norm, bias);
+  }();
+  const bool relu = activation == Activation::relu;
+  const bool keep = activation != Activation::identity && !relu;
+  Tensor<Scalar> y = context.make(x.batch(), x.shape(), true, Layout::lanes);
+  auto before = std::make_shared<Array>(keep && context.training ? count * channels : 0);  // z
+  const Scalar* const added = residual == nullptr ? nullptr : residual->lanes();
+  for_blocks([&](index_t at, index_t channel, index_t) {
+    Scalar* const target = y.lanes() + at;
+    kernels::lane_affine<Arch>(block, values + at, &affine.scale[channel], &affine.offset[channel],
+                               added == nullptr ? nullptr : added + at, relu, target);
+    if (!keep) return;
+    if (context.training) std::copy_n(target, layout.block_step(), before->data() + at);
+    for (index_t i = 0; i < layout.block_step(); ++i) target[i] = activate(target[i], activation);
+  });
+  const Tensor<Scalar> shortcut = residual == nullptr ? Tensor<Scalar>() : *residual;
+  const bool to_shortcut = residual != nullptr && residual->needs_gradient();
+  context.record([=, affine = std::move(affine)] {
+    Scalar* const dy = y.whole_lane_gradient();
+    Columns sums(channels, layout.groups);      // of dz
+    Columns products(channels, layout.groups);  // of dz * (x - mean)
+    for_blocks([&](index_t at, index_t channel, index_t group) {
+      if (keep)
+        for (index_t i = at; i < at + layout.block_step(); ++i) dy[i] *= derivative((*before)[i], activation);
+      kernels::lane_gradient_sums<Arch>(block, x.lanes() + at, &affine.mean[channel], y.lanes() + at, dy + at, relu,
+                                        &sums(channel, group), &products(channel, group));
+    });
+    const Array sum = sums.rowwise().sum();
+    const Array product = products.rowwise().sum() * affine.inverse;
+    if (bias != nullptr) bias->gradient += sum;
+    Array slope = Array::Zero(channels);
+    Array offset = Array::Zero(channels);
+    if (norm != nullptr) {
+      norm->gamma.gradient += product;
+      norm->beta.gradient += sum;
+      // dx = scale * (dz - mean of dz - normalised x * mean of (dz * normalised x))
+      slope = -affine.scale * affine.inverse * product / static_cast<Scalar>(count);
+      offset = -affine.scale * sum / static_cast<Scalar>(count) - slope * affine.mean;
+    }
+    if (!x.needs_gradient() && !to_shortcut) return;
+    const auto for_shortcut = to_shortcut ? shortcut.lane_gradient() : typename Tensor<Scalar>::LaneGradient();
+    // Nobody asks for the gradient of y any more: that of x takes its place.
+    const auto dx = x.take_lane_gradient(y);
+    for_blocks([&](index_t at, index_t channel, index_t) {
+      kernels::LaneAffineGradient<Scalar> job;
+      job.x = x.lanes() + at;
+      job.y = y.lanes() + at;
+      job.dy = dy + at;
+      job.scale = &affine.scale[channel];
+      job.slope = &slope[channel];
+      job.offset = &offset[channel];
+      job.relu = relu;
+      job.dx = dx.data + at;
+      job.add = !dx.fresh;
+      job.residual = for_shortcut.data == nullptr ? nullptr : for_shortcut.data + at;
+      job.add_residual = !for_shortcut.fresh;
+      kernels::lane_affine_gradient<Arch>(block, job);
+    });
+  });
+  return y;
+}
+
+}  // namespace detail
+
 /// y = activation(norm(x) + bias + residual) in two passes over x. `norm` null: no normalisation; `bias` and `residual`
 /// may be null. In training mode batch statistics, and the running ones are updated (arXiv 1502.03167).
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> finish(Context<Scalar>& context, const Tensor<Scalar>& x, NormSet<Scalar>* norm,
                                     Parameter<Scalar>* bias, const Tensor<Scalar>* residual, Activation activation) {
+  if (x.has(Layout::lanes)) return detail::finish_in_lanes(context, x, norm, bias, residual, activation);
   using Array = typename Parameter<Scalar>::Array;
   using Sums = Eigen::Array<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
   constexpr index_t parts = Context<Scalar>::parts;
   const index_t channels = x.shape().channels;
   const index_t pixels = x.pixels();
-  if (residual != nullptr && (residual->shape() != x.shape() || residual->batch() != x.batch()))
-    raise(Error("residual", "the shape of the layer's output", "another shape"));
+  detail::check_residual(x, residual);
+  if (residual != nullptr) (void)residual->value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
-  auto mean = std::make_shared<Array>(Array::Zero(channels));
-  auto inverse = std::make_shared<Array>(Array::Ones(channels));  // 1 / standard deviation
   const bool batch_statistics = norm != nullptr && context.training;
-  if (batch_statistics) {
+  const auto affine = [&] {
+    if (!batch_statistics) return std::make_shared<detail::Affine<Scalar>>(channels, norm, bias);
     Sums sums = Sums::Zero(channels, parts);
     context.for_parts(pixels, [&](index_t part, index_t first, index_t last) {
       sums.col(part) = x.matrix().middleCols(first, last - first).rowwise().sum().array();
     });
-    *mean = sums.rowwise().sum() / static_cast<Scalar>(pixels);
+    const Array mean = sums.rowwise().sum() / static_cast<Scalar>(pixels);
     sums.setZero();
     context.for_parts(pixels, [&](index_t part, index_t first, index_t last) {
-      for (index_t p = first; p < last; ++p) sums.col(part) += (x.matrix().col(p).array() - *mean).square();
+      for (index_t p = first; p < last; ++p) sums.col(part) += (x.matrix().col(p).array() - mean).square();
     });
     const Array variance = sums.rowwise().sum() / static_cast<Scalar>(pixels);
-    *inverse = (variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
-    const auto m = static_cast<Scalar>(context.norm_momentum);
-    const Scalar unbiased = pixels > 1 ? static_cast<Scalar>(pixels) / static_cast<Scalar>(pixels - 1) : Scalar{1};
-    norm->running_mean += m * (*mean - norm->running_mean);
-    norm->running_variance += m * (variance * unbiased - norm->running_variance);
-  } else if (norm != nullptr) {
-    *mean = norm->running_mean;
-    *inverse = (norm->running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
-  }
-  // z = x * scale + offset + residual
-  Array scale = *inverse;
-  if (norm != nullptr) scale *= norm->gamma.value;
-  Array offset = -*mean * scale;
-  if (norm != nullptr) offset += norm->beta.value;
-  if (bias != nullptr) offset += bias->value;
+    return std::make_shared<detail::Affine<Scalar>>(mean, variance, pixels, context.norm_momentum, *norm, bias);
+  }();
   const bool keep = activation != Activation::identity && activation != Activation::relu && context.training;
   auto before = std::make_shared<Array>(keep ? x.value().size() : 0);  // z, where y does not tell the derivative
   context.for_parts(pixels, [&](index_t, index_t first, index_t last) {
     for (index_t p = first; p < last; ++p) {
       auto target = y.matrix().col(p).array();
-      target = x.matrix().col(p).array() * scale + offset;
+      target = x.matrix().col(p).array() * affine->scale + affine->offset;
       if (residual != nullptr) target += residual->matrix().col(p).array();
       if (keep) before->segment(p * channels, channels) = target;
       if (activation == Activation::relu) {
@@ -326,7 +465,7 @@ template <class Scalar>
           for (index_t c = 0; c < channels; ++c) dz[c] *= detail::derivative((*before)[p * channels + c], activation);
         }
         sums.col(part) += dz;
-        if (norm != nullptr) products.col(part) += dz * (x.matrix().col(p).array() - *mean) * *inverse;
+        if (norm != nullptr) products.col(part) += dz * (x.matrix().col(p).array() - affine->mean) * affine->inverse;
       }
     });
     const Array sum = sums.rowwise().sum();
@@ -344,15 +483,58 @@ template <class Scalar>
       for (index_t p = first; p < last; ++p) {
         if (batch_statistics) {
           dx.col(p).array() +=
-              scale * (dy.col(p).array() - sum / n - (x.matrix().col(p).array() - *mean) * *inverse * (product / n));
+              affine->scale * (dy.col(p).array() - sum / n -
+                               (x.matrix().col(p).array() - affine->mean) * affine->inverse * (product / n));
         } else {
-          dx.col(p).array() += scale * dy.col(p).array();
+          dx.col(p).array() += affine->scale * dy.col(p).array();
         }
       }
     });
   });
   return y;
 }
+
+namespace detail {
+
+/// Mean of all pixels, for activations in lanes.
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> mean_in_lanes(Context<Scalar>& context, const Tensor<Scalar>& x) {
+  using Vector = Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>, Eigen::AlignedMax>;
+  using ConstVector = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>, Eigen::AlignedMax>;
+  const LaneLayout layout = x.lane_layout();
+  Tensor<Scalar> y = context.make(x.batch(), {layout.channels, 1, 1}, true, Layout::lanes);
+  const index_t size = layout.block * layout.lanes;  // of a pixel's block of channels
+  const index_t blocks = layout.groups * layout.blocks();
+  context.for_parts(blocks, [&](index_t, index_t first, index_t last) {
+    for (index_t block = first; block < last; ++block) {
+      const Scalar* const from = x.lanes() + block * layout.block_step();
+      Vector sum(y.lanes() + block * size, size);
+      sum = ConstVector(from, size);
+      for (index_t p = 1; p < layout.pixels; ++p) sum += ConstVector(from + p * size, size);
+      sum /= static_cast<Scalar>(layout.pixels);
+    }
+  });
+  context.record([=, &context] {
+    if (!x.needs_gradient()) return;
+    const Scalar* const dy = y.whole_lane_gradient();
+    const auto dx = x.lane_gradient();
+    context.for_parts(blocks, [&](index_t, index_t first, index_t last) {
+      for (index_t block = first; block < last; ++block)
+        for (index_t p = 0; p < layout.pixels; ++p) {
+          Vector to(dx.data + block * layout.block_step() + p * size, size);
+          const auto share = ConstVector(dy + block * size, size) / static_cast<Scalar>(layout.pixels);
+          if (dx.fresh) {
+            to = share;
+          } else {
+            to += share;
+          }
+        }
+    });
+  });
+  return y;
+}
+
+}  // namespace detail
 
 /// Maximum or mean of windows; a mean counts the pixels inside the picture only.
 template <bool maximum, class Scalar>
@@ -361,6 +543,9 @@ template <bool maximum, class Scalar>
   if (!options.fits(in.height, in.width))
     raise(Error("pooling", "pictures no smaller than the kernel", strata::detail::text(in)));
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
+  if (!maximum && x.has(Layout::lanes) && options.kernel == Pair(in.height, in.width) && options.padding == Pair(0))
+    return detail::mean_in_lanes(context, x);
+  (void)x.value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), out, true);
   auto winners = std::make_shared<std::vector<std::int32_t>>(maximum ? static_cast<std::size_t>(y.value().size()) : 0);
   // Calls f(first input row, behind the last, first column, behind the last) of the window of output pixel (oy, ox).

@@ -169,6 +169,7 @@ namespace detail {
 /// Maximum over the first of [samples][size] in every picture; equals go to the first.
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> max_over(Context<Scalar>& context, const Tensor<Scalar>& x, index_t samples, Shape out) {
+  (void)x.value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), out, x.needs_gradient());
   const index_t size = out.size();
   auto winners = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(x.batch() * size));

@@ -1,0 +1,69 @@
+// The second layout of activations on the tape, for convolutions over batches: as many pictures as a vector has lanes
+// lie side by side, so that every (pixel, channel) is one vector. Kernel size, stride and padding then cost no
+// shuffling, and a sparse weight meets whole vectors.
+#pragma once
+
+#include <algorithm>
+
+#include <xsimd/xsimd.hpp>
+
+#include <strata/core/types.hpp>
+
+namespace strata::train {
+
+/// [picture / lanes][channel / block][pixel][channel % block][picture % lanes].
+struct LaneLayout {
+  index_t lanes = 1;   ///< pictures in a vector; divides the batch
+  index_t groups = 0;  ///< batch / lanes
+  index_t channels = 0;
+  index_t pixels = 0;
+  index_t block = 1;  ///< channels beside each other: few, so that a tile of their pixels stays in the L1 cache
+
+  /// Channels that lie beside each other where there are `channels`.
+  [[nodiscard]] static constexpr index_t block_of(index_t channels) noexcept {
+    return channels % 16 == 0 ? 16 : channels;
+  }
+  LaneLayout(index_t vector, index_t batch, Shape shape) noexcept
+      : lanes(vector),
+        groups(batch / vector),
+        channels(shape.channels),
+        pixels(shape.height * shape.width),
+        block(block_of(shape.channels)) {}
+
+  [[nodiscard]] index_t blocks() const noexcept { return channels / block; }
+  /// Elements from one block of channels to the next, and from one group of pictures to the next.
+  [[nodiscard]] index_t block_step() const noexcept { return pixels * block * lanes; }
+  [[nodiscard]] index_t group_step() const noexcept { return pixels * channels * lanes; }
+};
+
+/// Pictures in a vector of the instruction set that this file is compiled for.
+template <class Scalar>
+inline constexpr index_t lanes_of = static_cast<index_t>(xsimd::batch<Scalar>::size);
+
+/// Copies group `group` of pictures [picture][pixel][channel] into the layout.
+template <class Scalar>
+void to_lanes(const LaneLayout& layout, index_t group, const Scalar* channels_last, Scalar* lanes) noexcept {
+  const index_t size = layout.pixels * layout.channels;
+  const Scalar* const source = channels_last + group * layout.lanes * size;
+  Scalar* target = lanes + group * layout.group_step();
+  for (index_t first = 0; first < layout.channels; first += layout.block)
+    for (index_t pixel = 0; pixel < layout.pixels; ++pixel)
+      for (index_t c = first; c < first + layout.block; ++c)
+        for (index_t lane = 0; lane < layout.lanes; ++lane)
+          *target++ = source[lane * size + pixel * layout.channels + c];
+}
+
+/// The way back.
+template <class Scalar>
+void from_lanes(const LaneLayout& layout, index_t group, const Scalar* lanes, Scalar* channels_last) noexcept {
+  const index_t size = layout.pixels * layout.channels;
+  Scalar* const target = channels_last + group * layout.lanes * size;
+  const Scalar* source = lanes + group * layout.group_step();
+  for (index_t first = 0; first < layout.channels; first += layout.block)
+    for (index_t pixel = 0; pixel < layout.pixels; ++pixel)
+      for (index_t c = first; c < first + layout.block; ++c)
+        for (index_t lane = 0; lane < layout.lanes; ++lane)
+          target[lane * size + pixel * layout.channels + c] = *source++;
+}
+
+}  // namespace strata::train

@@ -1,0 +1,182 @@
+// Convolutions in lanes against the same ones channels last, picture by picture: every arrangement of borders, strides,
+// blocks of channels and pieces of pictures, dense and sparse, at every level; the same bits on any number of threads.
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include <strata/runtime/thread_pool.hpp>
+#include <strata/train/training.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+using strata::Shape;
+using Family = strata::train::Training<double>;
+using Array = strata::train::Parameter<double>::Array;
+constexpr index_t lanes = strata::train::lanes_of<double>;
+
+Array numbers(std::mt19937& random, index_t count) {
+  std::uniform_real_distribution<double> uniform(-1, 1);
+  Array result(count);
+  for (double& number : result) number = uniform(random);
+  return result;
+}
+
+/// Level 0 holds `density` of the weights, level 1 that much again up to all.
+void make_levels(Family::Conv2d& layer, std::mt19937& random, double density) {
+  layer.set_levels(2);
+  auto& strata = layer.weight().strata;
+  strata.resize(static_cast<std::size_t>(layer.weight().value.size()));
+  std::uniform_real_distribution<double> uniform(0, 1);
+  for (auto& stratum : strata) {
+    const double place = uniform(random);
+    stratum = place < density ? 0 : place < 2 * density ? 1 : strata::StratumMap::absent;
+  }
+}
+
+struct Result {
+  Array y, dx, dw;
+};
+
+/// Output and gradients for pictures first .. first+count-1 of `x`, with `dy` as the gradient of the output; the
+/// weight's gradient is added to.
+void run(Family::Context& context, Family::Conv2d& layer, Level level, Shape shape, const Array& x, const Array& dy,
+         index_t first, index_t count, Result& result) {
+  context.begin(level);
+  auto input = context.make(count, shape, true);
+  input.value() = x.segment(first * shape.size(), count * shape.size());
+  const auto y = layer(context, input);
+  const index_t size = y.shape().size();
+  y.gradient() = dy.segment(first * size, count * size);
+  result.y.conservativeResize((first + count) * size);
+  result.y.segment(first * size, count * size) = y.value();
+  context.backward();
+  result.dx.conservativeResize((first + count) * shape.size());
+  result.dx.segment(first * shape.size(), count * shape.size()) = input.gradient();
+  result.dw = layer.weight().gradient;
+}
+
+double difference(const Array& a, const Array& b) {
+  REQUIRE(a.size() == b.size());
+  return (a - b).abs().maxCoeff() / (1 + b.abs().maxCoeff());
+}
+
+}  // namespace
+
+TEST_CASE("convolutions in lanes and channels last agree") {
+  struct Case {
+    Shape shape;
+    index_t out;
+    strata::Pair kernel, stride, padding, dilation;
+  };
+  const Case cases[] = {
+      {{3, 2, 2}, 1, 1, 1, 0, 1},                      // the fewest pixels
+      {{96, 3, 3}, 32, 1, 1, 0, 1},                    // several parts of the channels
+      {{32, 5, 4}, 16, 1, 2, 0, 1},                    // phases without taps
+      {{16, 4, 20}, 5, 1, 1, 0, 1},                    // lines that are not joined
+      {{32, 20, 70}, 7, 3, 1, 1, 1},                   // several pieces of a picture
+      {{32, 21, 67}, 16, 3, 2, 1, 1},                  // phases of unequal size
+      {{5, 7, 9}, 33, 5, 3, 3, 1},                     // stride 3, wide borders
+      {{4, 6, 11}, 9, {3, 1}, {1, 2}, {1, 0}, 1},      // one direction only
+      {{2, 9, 9}, 3, 3, 1, 0, 3},                      // dilated without a border
+      {{1, 28, 28}, 8, 3, 2, 1, 1},                    // one channel
+      {{2, 3, 3}, 4, 1, 1, 2, 1},                      // a border around 1x1
+      {{2, 8, 8}, 4, 2, 4, 0, 1},                      // pixels that no tap meets
+      {{3, 4, 4}, 2, {2, 3}, {1, 1}, {0, 2}, {2, 1}},  // all different
+  };
+  strata::SerialExecutor executor;
+  for (const Case& c : cases)
+    for (const double density : {0.0, 0.1, 0.4}) {
+      std::mt19937 random(9);
+      Family::Conv2d layer({.in_channels = c.shape.channels,
+                            .out_channels = c.out,
+                            .kernel = c.kernel,
+                            .stride = c.stride,
+                            .padding = c.padding,
+                            .dilation = c.dilation,
+                            .norm = false});
+      if (density > 0) make_levels(layer, random, density);
+      const Shape out{c.out, (c.shape.height + 2 * c.padding.h - c.dilation.h * (c.kernel.h - 1) - 1) / c.stride.h + 1,
+                      (c.shape.width + 2 * c.padding.w - c.dilation.w * (c.kernel.w - 1) - 1) / c.stride.w + 1};
+      REQUIRE(out.height * out.width >= 4);
+      const Array x = numbers(random, lanes * c.shape.size());
+      const Array dy = numbers(random, lanes * out.size());
+      Family::Context context(executor);
+      for (const int level : {0, 1, 0}) {
+        INFO("channels " << c.shape.channels << " height " << c.shape.height << " density " << density << " level "
+                         << level);
+        Result together, apart;
+        layer.weight().gradient.setZero();
+        run(context, layer, Level{level}, c.shape, x, dy, 0, lanes, together);
+        layer.weight().gradient.setZero();
+        for (index_t i = 0; i < lanes; ++i) run(context, layer, Level{level}, c.shape, x, dy, i, 1, apart);
+        CHECK(difference(together.y, apart.y) < 1e-12);
+        CHECK(difference(together.dx, apart.dx) < 1e-12);
+        CHECK(difference(together.dw, apart.dw) < 1e-12);
+      }
+      // A mask that has changed is noticed.
+      if (density != 0.1) continue;
+      layer.weight().strata.front() = layer.weight().strata.front() == 0 ? strata::StratumMap::absent : 0;
+      Result together, apart;
+      run(context, layer, Level{0}, c.shape, x, dy, 0, lanes, together);
+      for (index_t i = 0; i < lanes; ++i) run(context, layer, Level{0}, c.shape, x, dy, i, 1, apart);
+      CHECK(difference(together.y, apart.y) < 1e-12);
+    }
+}
+
+TEST_CASE("tensors give values and gradients in either layout") {
+  strata::SerialExecutor executor;
+  Family::Context context(executor);
+  std::mt19937 random(2);
+  const auto x = context.make(2 * lanes, {3, 2, 2}, true);
+  x.value() = numbers(random, x.value().size());
+  const Array lane_values = Eigen::Map<Array>(x.lanes(), x.value().size());
+  const auto moved = context.make(2 * lanes, {3, 2, 2}, true, strata::train::Layout::lanes);
+  std::copy(lane_values.begin(), lane_values.end(), moved.lanes());
+  CHECK_FALSE(moved.has(strata::train::Layout::channels_last));
+  CHECK((moved.value() == x.value()).all());
+
+  // Added to in one layout, then in the other.
+  x.gradient() += x.value();
+  const auto in_lanes = x.lane_gradient();
+  CHECK_FALSE(in_lanes.fresh);
+  Eigen::Map<Array>(in_lanes.data, lane_values.size()) += lane_values;
+  CHECK((x.gradient() == 2 * x.value()).all());
+  CHECK(moved.lane_gradient().fresh);
+
+  const auto unused = context.make(lanes, {1, 1, 1}, true, strata::train::Layout::lanes);
+  CHECK((Eigen::Map<Array>(unused.whole_lane_gradient(), lanes) == 0).all());
+  CHECK_FALSE(x.fits_lanes(0));
+}
+
+TEST_CASE("gradients in lanes are the same bits on any number of threads") {
+  std::vector<Array> results[2];
+  for (const int threads : {1, 2}) {
+    std::mt19937 random(4);
+    Family::Conv2d first({.in_channels = 3, .out_channels = 32, .padding = 1, .activation = strata::Activation::relu});
+    Family::Conv2d second({.in_channels = 32, .out_channels = 32, .padding = 1});
+    make_levels(second, random, 0.2);
+    first.set_levels(2);
+    strata::ThreadPool pool(threads);
+    Family::Context context(pool);
+    for (const int level : {0, 1}) {
+      const Shape shape{3, 9, 7};
+      context.begin(Level{level});
+      auto x = context.make(5 * lanes, shape, true);
+      x.value() = numbers(random, x.value().size());
+      const auto y = first(context, x);
+      const auto z = second(context, y, y);
+      z.gradient() = numbers(random, z.value().size());
+      context.backward();
+      auto& kept = results[threads - 1];
+      kept.push_back(x.gradient());
+      for (auto* layer : {&first, &second})
+        layer->for_each_parameter("", "", [&](auto& parameter) { kept.push_back(parameter.gradient); });
+    }
+  }
+  REQUIRE(results[0].size() == results[1].size());
+  for (std::size_t i = 0; i < results[0].size(); ++i) CHECK((results[0][i] == results[1][i]).all());
+}
