@@ -2,32 +2,99 @@
 // `Result<T>`, its value form, for builds without exceptions. Running a network reports nothing because it cannot fail.
 #pragma once
 
+#include <concepts>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
+/// Code that runs only when something is wrong: never inlined, kept away from the rest.
+#if defined(__GNUC__)
+#define STRATA_COLD [[gnu::cold, gnu::noinline]]
+#else
+#define STRATA_COLD
+#endif
+
 namespace strata {
 
+/// A piece of an error's text: a string or a whole number, put into words only when there is an error. Strings have to
+/// live until the end of the expression.
+class ErrorText {
+ public:
+  ErrorText(const char* text) : text_(text) {}         // NOLINT(google-explicit-constructor): a list of them is a text
+  ErrorText(std::string_view text) : text_(text) {}    // NOLINT(google-explicit-constructor)
+  ErrorText(const std::string& text) : text_(text) {}  // NOLINT(google-explicit-constructor)
+  template <std::integral Number>
+  ErrorText(Number number)  // NOLINT(google-explicit-constructor)
+      : number_(static_cast<std::uint64_t>(number)), kind_(std::is_signed_v<Number> ? Kind::integer : Kind::natural) {}
+
+  void append_to(std::string& target) const {
+    switch (kind_) {
+      case Kind::text:
+        target += text_;
+        break;
+      case Kind::integer:
+        target += std::to_string(static_cast<std::int64_t>(number_));
+        break;
+      case Kind::natural:
+        target += std::to_string(number_);
+        break;
+    }
+  }
+
+ private:
+  enum class Kind : std::uint8_t { text, integer, natural };
+  std::string_view text_;
+  std::uint64_t number_ = 0;
+  Kind kind_ = Kind::text;
+};
+
 /// What went wrong while building, loading or configuring. `where()` names the file, layer or option.
+///
+/// Errors are made in many places and seldom: everything about them is kept out of line.
 class Error : public std::runtime_error {
  public:
-  Error(std::string where, std::string expected, std::string found)
+  using Text = std::initializer_list<ErrorText>;
+
+  STRATA_COLD Error(std::string where, std::string expected, std::string found)
       : std::runtime_error(where + ": expected " + expected + ", found " + found),
         where_(std::move(where)),
         expected_(std::move(expected)),
         found_(std::move(found)) {}
+  /// From pieces: `Error({"stratum ", s}, {count, " entries"}, {size})`.
+  STRATA_COLD Error(Text where, Text expected, Text found) : Error(joined(where), joined(expected), joined(found)) {}
+  STRATA_COLD Error(const Error& other) = default;
+  STRATA_COLD Error(Error&& other) noexcept
+      : std::runtime_error(other),
+        where_(std::move(other.where_)),
+        expected_(std::move(other.expected_)),
+        found_(std::move(other.found_)) {}
+  Error& operator=(const Error& other) = default;
+  Error& operator=(Error&& other) = default;
+  STRATA_COLD ~Error() override {}  // NOLINT(modernize-use-equals-default): defaulted it would be inline everywhere
 
   [[nodiscard]] const std::string& where() const noexcept { return where_; }
   [[nodiscard]] const std::string& expected() const noexcept { return expected_; }
   [[nodiscard]] const std::string& found() const noexcept { return found_; }
 
   /// The same error with `prefix` (a file, say) put before the place.
-  [[nodiscard]] Error within(const std::string& prefix) const { return {prefix + ": " + where_, expected_, found_}; }
+  [[nodiscard]] STRATA_COLD Error within(const std::string& prefix) const {
+    return {prefix + ": " + where_, expected_, found_};
+  }
 
  private:
+  STRATA_COLD static std::string joined(Text pieces) {
+    std::string text;
+    for (const ErrorText& piece : pieces) piece.append_to(text);
+    return text;
+  }
+
   std::string where_;
   std::string expected_;
   std::string found_;

@@ -220,18 +220,19 @@ void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJ
   }
 }
 
-/// Two strata a pass; between passes the sums wait in the output.
+/// Two strata a pass, one for linear layers (their kernels cost compile time and serve large batches only); between
+/// passes the sums wait in the output.
 template <class Arch, std::size_t vectors, bool tail, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
+  constexpr int most = sizeof(Index) == 1 ? 2 : 1;
   if (level.index == 0) return sparse_tile<Arch, tail, 1>(matrix, 0, job, each);
-  if (level.index == 1) return sparse_tile<Arch, tail, 2>(matrix, 0, job, each);
   TileJob<Scalar> pass = job;
-  for (int first = 0; first <= level.index; first += 2) {
+  for (int first = 0; first <= level.index; first += most) {
     pass.first_block = job.first_block && first == 0;
-    pass.last_block = job.last_block && first + 2 > level.index;
-    if (first < level.index) {
-      sparse_tile<Arch, tail, 2>(matrix, first, pass, each);
+    pass.last_block = job.last_block && first + most > level.index;
+    if (first + most <= level.index + 1) {
+      sparse_tile<Arch, tail, most>(matrix, first, pass, each);
     } else {
       sparse_tile<Arch, tail, 1>(matrix, first, pass, each);
     }

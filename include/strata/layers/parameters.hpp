@@ -151,16 +151,15 @@ class ParameterSource {
     const auto shape = array<std::int64_t>(name + ".shape", {4});
     if (error_) return {};
     if (shape[0] != rows || shape[1] != columns) {
-      fail(Error(name, text({rows, columns}), text({static_cast<index_t>(shape[0]), static_cast<index_t>(shape[1])})));
+      fail(Error({name}, {rows, " x ", columns}, {shape[0], " x ", shape[1]}));
       return {};
     }
     if (shape[2] < 1 || shape[2] > Matrix::max_block_columns) {
-      fail(Error(name, "1 to " + std::to_string(Matrix::max_block_columns) + " columns a block",
-                 std::to_string(shape[2])));
+      fail(Error({name}, {"1 to ", Matrix::max_block_columns, " columns a block"}, {shape[2]}));
       return {};
     }
     if (shape[3] < 1 || shape[3] > Matrix::max_row_group) {
-      fail(Error(name, "1 to " + std::to_string(Matrix::max_row_group) + " rows a group", std::to_string(shape[3])));
+      fail(Error({name}, {"1 to ", Matrix::max_row_group, " rows a group"}, {shape[3]}));
       return {};
     }
     const auto block_columns = static_cast<index_t>(shape[2]);

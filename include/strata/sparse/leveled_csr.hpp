@@ -66,7 +66,7 @@ class LeveledCsr {
   [[nodiscard]] static Result<LeveledCsr> try_from_dense(std::span<const Scalar> weights, const StratumMap& map,
                                                          index_t block_columns, index_t row_group = default_row_group) {
     if (static_cast<index_t>(weights.size()) != map.size())
-      return Error("level-sorted CSR", std::to_string(map.size()) + " weights", std::to_string(weights.size()));
+      return Error({"level-sorted CSR"}, {map.size(), " weights"}, {weights.size()});
     if (Status status = check_shape(map.rows(), map.columns(), block_columns, row_group); !status)
       return status.error();
     LeveledCsr matrix(map.rows(), map.columns(), block_columns, row_group);
@@ -121,7 +121,7 @@ class LeveledCsr {
                                                       const std::shared_ptr<const void>& owner = nullptr) {
     if (Status status = check_shape(rows, columns, block_columns, row_group); !status) return status.error();
     if (arrays.empty() || arrays.size() > StratumMap::max_levels)
-      return Error("level-sorted CSR", "1 to 255 strata", std::to_string(arrays.size()));
+      return Error({"level-sorted CSR"}, {"1 to 255 strata"}, {arrays.size()});
     LeveledCsr matrix(rows, columns, block_columns, row_group);
     if (Status status = matrix.adopt(arrays); !status) return status.error();
     if (Status status = matrix.check_order(order); !status) return status.error();
@@ -201,14 +201,11 @@ class LeveledCsr {
       : rows_(rows), columns_(columns), block_columns_(block_columns), row_group_(row_group) {}
 
   [[nodiscard]] static Status check_shape(index_t rows, index_t columns, index_t block_columns, index_t row_group) {
-    if (rows < 0 || columns < 0)
-      return Error("level-sorted CSR", "a shape of 0 or more", std::to_string(rows) + " x " + std::to_string(columns));
+    if (rows < 0 || columns < 0) return Error({"level-sorted CSR"}, {"a shape of 0 or more"}, {rows, " x ", columns});
     if (block_columns < 1 || block_columns > max_block_columns)
-      return Error("level-sorted CSR", "1 to " + std::to_string(max_block_columns) + " columns a block",
-                   std::to_string(block_columns));
+      return Error({"level-sorted CSR"}, {"1 to ", max_block_columns, " columns a block"}, {block_columns});
     if (row_group < 1 || row_group > max_row_group)
-      return Error("level-sorted CSR", "1 to " + std::to_string(max_row_group) + " rows a group",
-                   std::to_string(row_group));
+      return Error({"level-sorted CSR"}, {"1 to ", max_row_group, " rows a group"}, {row_group});
     return success();
   }
 
@@ -253,7 +250,7 @@ class LeveledCsr {
 
   [[nodiscard]] Status check_order(std::span<const std::uint8_t> order) const {
     if (order.size() != static_cast<std::size_t>(blocks() * rows_))
-      return Error("order", std::to_string(blocks() * rows_) + " entries", std::to_string(order.size()));
+      return Error({"order"}, {blocks() * rows_, " entries"}, {order.size()});
     std::array<bool, static_cast<std::size_t>(max_row_group)> taken{};
     for (index_t block = 0; block < blocks(); ++block)
       for (index_t first = 0; first < rows_; first += row_group_) {
@@ -261,11 +258,11 @@ class LeveledCsr {
         taken.fill(false);
         for (index_t position = first; position < first + count; ++position) {
           const std::uint8_t row = order[static_cast<std::size_t>(block * rows_ + position)];
-          const auto place = [&] {
-            return "order of block " + std::to_string(block) + " position " + std::to_string(position);
-          };
-          if (row >= count) return Error(place(), "a row below " + std::to_string(count), std::to_string(row));
-          if (taken[row]) return Error(place(), "every row once", "row " + std::to_string(row) + " again");
+          if (row >= count)
+            return Error({"order of block ", block, " position ", position}, {"a row below ", count}, {row});
+          if (taken[row])
+            return Error({"order of block ", block, " position ", position}, {"every row once"},
+                         {"row ", row, " again"});
           taken[row] = true;
         }
       }
@@ -279,15 +276,13 @@ class LeveledCsr {
     const auto groups = static_cast<std::size_t>(blocks() * row_groups());
     offsets->reserve(arrays.size() * groups);
     for (std::size_t s = 0; s < arrays.size(); ++s) {
-      const std::string place = "stratum " + std::to_string(s);
       if (arrays[s].lengths.size() != segments)
-        return Error(place + " lengths", std::to_string(segments) + " entries",
-                     std::to_string(arrays[s].lengths.size()));
+        return Error({"stratum ", s, " lengths"}, {segments, " entries"}, {arrays[s].lengths.size()});
       if (arrays[s].indices.size() != arrays[s].values.size())
-        return Error(place + " indices", std::to_string(arrays[s].values.size()) + " entries, one a value",
-                     std::to_string(arrays[s].indices.size()));
+        return Error({"stratum ", s, " indices"}, {arrays[s].values.size(), " entries, one a value"},
+                     {arrays[s].indices.size()});
       if (arrays[s].values.size() > std::numeric_limits<std::uint32_t>::max())
-        return Error(place + " values", "fewer than 2^32 non-zeros", std::to_string(arrays[s].values.size()));
+        return Error({"stratum ", s, " values"}, {"fewer than 2^32 non-zeros"}, {arrays[s].values.size()});
       std::uint64_t sum = 0;
       for (index_t block = 0; block < blocks(); ++block)
         for (index_t row = 0; row < rows_; ++row) {
@@ -295,9 +290,10 @@ class LeveledCsr {
           sum += arrays[s].lengths[static_cast<std::size_t>(block * rows_ + row)];
           if (sum > arrays[s].values.size()) break;
         }
-      if (sum != arrays[s].values.size())
-        return Error(place + " lengths", "a sum of " + std::to_string(arrays[s].values.size()),
-                     (sum > arrays[s].values.size() ? "more than that" : std::to_string(sum)));
+      if (sum > arrays[s].values.size())
+        return Error({"stratum ", s, " lengths"}, {"a sum of ", arrays[s].values.size()}, {"more than that"});
+      if (sum < arrays[s].values.size())
+        return Error({"stratum ", s, " lengths"}, {"a sum of ", arrays[s].values.size()}, {sum});
     }
     strata_.clear();
     for (std::size_t s = 0; s < arrays.size(); ++s)
@@ -305,6 +301,15 @@ class LeveledCsr {
                          std::span<const std::uint32_t>(*offsets).subspan(s * groups, groups)});
     offsets_ = std::move(offsets);
     return success();
+  }
+
+  /// What is wrong with `column` of a block, which follows `previous` in its row.
+  [[nodiscard]] STRATA_COLD Error column_error(std::size_t stratum, index_t row, index_t block, index_t column,
+                                               index_t previous) const {
+    const Error::Text place = {"stratum ", stratum, " row ", row, " indices"};
+    if (column >= block_width(block)) return {place, {"columns below ", block_width(block)}, {column}};
+    if (column <= previous) return {place, {"ascending columns"}, {column, " after ", previous}};
+    return {place, {"columns that no lower stratum holds"}, {"column ", block * block_columns_ + column, " again"}};
   }
 
   [[nodiscard]] Status check_columns() const {
@@ -317,18 +322,9 @@ class LeveledCsr {
           index_t previous = -1;
           for (Index k = 0; k < strata_[s].lengths[static_cast<std::size_t>(segment)]; ++k, ++next[s]) {
             const auto column = static_cast<index_t>(strata_[s].indices[next[s]]);
-            const auto place = [&] {
-              return "stratum " + std::to_string(s) + " row " + std::to_string(row_at(block, position));
-            };
-            if (column >= block_width(block))
-              return Error(place() + " indices", "columns below " + std::to_string(block_width(block)),
-                           std::to_string(column));
-            if (column <= previous)
-              return Error(place() + " indices", "ascending columns",
-                           std::to_string(column) + " after " + std::to_string(previous));
-            if (taken[static_cast<std::size_t>(column)] == segment)
-              return Error(place() + " indices", "columns that no lower stratum holds",
-                           "column " + std::to_string(block * block_columns_ + column) + " again");
+            const bool twice = column < block_width(block) && taken[static_cast<std::size_t>(column)] == segment;
+            if (column >= block_width(block) || column <= previous || twice)
+              return column_error(s, row_at(block, position), block, column, previous);
             taken[static_cast<std::size_t>(column)] = segment;
             previous = column;
           }
