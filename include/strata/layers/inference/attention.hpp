@@ -140,7 +140,7 @@ class BahdanauAttention {
     weights_->query.multiply(context, query, q, {});
     const index_t pitch = memory.keys.pitch();
     const Block scratch =
-        context.arena().take(std::max<index_t>(1, query.batch() * pitch) * static_cast<index_t>(sizeof(Scalar)));
+        context.arena().take(round_up(query.batch(), context.lanes) * pitch * static_cast<index_t>(sizeof(Scalar)));
     context.executor().parallel_for(query.batch(), [&](index_t n) {
       const index_t b = n % memory.shape.batch;
       Scalar* const scores = reinterpret_cast<Scalar*>(scratch.data()) + n * pitch;
@@ -262,7 +262,7 @@ class MultiHeadAttention {
     const auto scale = static_cast<Scalar>(1 / std::sqrt(static_cast<double>(width)));
     const index_t pitch = keys.pitch();
     const Block scratch =
-        context.arena().take(std::max<index_t>(1, query.batch() * pitch) * static_cast<index_t>(sizeof(Scalar)));
+        context.arena().take(round_up(query.batch(), context.lanes) * pitch * static_cast<index_t>(sizeof(Scalar)));
     context.executor().parallel_for(query.batch(), [&](index_t n) {
       const index_t t = n / query_shape.batch;
       const index_t b = n % query_shape.batch;
