@@ -129,8 +129,11 @@ class BahdanauAttention {
   [[nodiscard]] Attended<Tensor<Scalar>> operator()(Context& context, const Tensor<Scalar>& query,
                                                     const Memory& memory) const {
     const index_t steps = memory.shape.steps;
-    Attended<Tensor<Scalar>> result{context.make(query.batch(), {options_.memory_features, 1, 1}),
-                                    context.make(query.batch(), {steps, 1, 1})};
+    // A block of whole vectors of positions, so that there are few sizes of them.
+    const Tensor<Scalar> weights_block = context.make(query.batch(), {round_up(steps, context.lanes), 1, 1});
+    Attended<Tensor<Scalar>> result{
+        context.make(query.batch(), {options_.memory_features, 1, 1}),
+        Tensor<Scalar>(weights_block, TileLayout::make(query.batch(), {steps, 1, 1}, context.lanes))};
     const Shape in{options_.query_features, 1, 1};
     if (!context.check(query.shape() == in && (memory.shape.batch > 0 || query.batch() == 0), [&] {
           return Error(name_, "queries of " + strata::detail::text(in), strata::detail::text(query.shape()));
