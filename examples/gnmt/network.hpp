@@ -36,9 +36,7 @@ struct Encoder {
                     const strata::SequenceShape& shape) const {
     Tensor x = drop(context, embedder(context, words));
     for (std::size_t i = 0; i < rnn_layers.size(); ++i) {
-      if (i > 0) {
-        context.stage(stages[i]);
-      }
+      if (i > 0) context.stage(stages[i]);
       const Tensor before = x;
       x = rnn_layers[i](context, i > 0 ? drop(context, x) : x, shape, i > 1 ? &before : nullptr);
     }

@@ -207,8 +207,7 @@ template <class Scalar>
           }
           const auto ds = view(static_cast<const Scalar*>(d.data()), k_steps, q_steps, k_steps);
           if (dq != nullptr)
-            detail::add_product<Scalar>(at(key.value().data(), b, head, k_steps), ds,
-                                        mutable_at(dq, b, head, q_steps));
+            detail::add_product<Scalar>(at(key.value().data(), b, head, k_steps), ds, mutable_at(dq, b, head, q_steps));
           if (dk != nullptr)
             detail::add_product_nt<Scalar>(at(query.value().data(), b, head, q_steps), ds,
                                            mutable_at(dk, b, head, k_steps));
