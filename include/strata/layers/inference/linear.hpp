@@ -3,12 +3,9 @@
 #pragma once
 
 #include <string>
-#include <type_traits>
 
-#include <strata/kernels/convolution.hpp>
-#include <strata/kernels/sparse_narrow.hpp>
-#include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
+#include <strata/layers/inference/product.hpp>
 #include <strata/layers/inference/weights.hpp>
 #include <strata/layers/options.hpp>
 
@@ -55,60 +52,8 @@ class Linear {
     const Level level = context.level();
     const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
                                             residual == nullptr ? nullptr : residual->data());
-    if (y.layout().tile_pitch == 1) {
-      weights_.with_matrix([&](const auto& matrix) {
-        const kernels::WorkSplit split(1, options_.out_features, matrix.row_group(),
-                                       static_cast<index_t>(context.executor().threads()));
-        context.executor().parallel_for(split.tasks(), [&](index_t task) {
-          split.for_each(task, [&](index_t, index_t first, index_t last) {
-            if constexpr (requires { matrix.nnz(level); }) {
-              kernels::sparse_vector<Arch>(matrix, level, first, last, x.data(), y.data(), epilogue);
-            } else {
-              kernels::dense_vector<Arch>(matrix, first, last, x.data(), y.data(), epilogue);
-            }
-          });
-        });
-      });
-      return y;
-    }
-    if (weights_.is_sparse() && x.batch() <= kernels::max_narrow_batch<Scalar, Arch>) {
-      run_narrow(context, x, y, epilogue);
-      return y;
-    }
-    kernels::ConvolutionShape shape;
-    shape.in_channels = options_.in_features;
-    shape.out_channels = options_.out_features;
-    weights_.with_matrix([&](const auto& matrix) {
-      kernels::convolution<Arch, true>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
-                                       context.arena(), context.executor());
-    });
+    weights_.with_matrix([&](const auto& matrix) { multiply(context, matrix, x, y, epilogue); });
     return y;
-  }
-
-  /// A batch of at most two vectors: one tile, whose rows are squeezed to the vectors that are needed.
-  void run_narrow(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const Tensor<Scalar>& y,
-                  const kernels::Epilogue<Scalar>& epilogue) const {
-    const index_t width = kernels::narrow_width<Scalar, Arch>(x.batch());
-    const index_t pitch = x.layout().tile_pitch;
-    const Scalar* panel = x.data();
-    Block scratch;
-    if (width < pitch) {
-      scratch = context.arena().take(options_.in_features * width * static_cast<index_t>(sizeof(Scalar)));
-      auto* const packed = reinterpret_cast<Scalar*>(scratch.data());
-      kernels::pack_narrow<Arch>(x.data(), pitch, options_.in_features, width, packed);
-      panel = packed;
-    }
-    const auto& matrix = weights_.sparse();
-    const Level level = context.level();
-    const kernels::WorkSplit split(1, options_.out_features, matrix.row_group(),
-                                   static_cast<index_t>(context.executor().threads()));
-    context.executor().parallel_for(split.tasks(), [&](index_t task) {
-      split.for_each(task, [&](index_t, index_t first, index_t last) {
-        kernels::sparse_narrow<Arch>(
-            matrix, level, width,
-            kernels::NarrowJob<Scalar>{first, last, panel, y.data(), y.layout().tile_pitch, epilogue});
-      });
-    });
   }
 
   LinearOptions options_;
