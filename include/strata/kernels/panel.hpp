@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include <xsimd/xsimd.hpp>
 
@@ -190,21 +191,43 @@ class PanelPlan {
     return xsimd::any(xsimd::bitwise_cast<Bits>(mask) != Bits(0));
   }
 
+  /// Lanes 0, 2, 4, ... of two vectors that follow each other.
+  template <class Batch, std::size_t... lane>
+  [[nodiscard]] static Batch even_lanes(const typename Batch::value_type* pixels,
+                                        std::index_sequence<lane...>) noexcept {
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+    constexpr auto lanes = static_cast<index_t>(Batch::size);
+    const Batch first = Batch::load_unaligned(pixels);
+    const Batch second = Batch::load_unaligned(pixels + lanes);
+    return Batch(__builtin_shufflevector(first.data, second.data, static_cast<int>(2 * lane)...));
+#else
+    return Batch(pixels[2 * lane]...);
+#endif
+  }
+
   /// Every `step`-th element of a row. By whole vectors, if `may_hang_over`: then `count` rounded up to vectors is read
   /// and written.
   template <class Arch, class Scalar>
-  static void thin_row(const Scalar* __restrict source, index_t step, index_t count, bool may_hang_over,
-                       Scalar* __restrict target) noexcept {
+  static void thin_row(const Scalar* source, index_t step, index_t count, bool may_hang_over, Scalar* target) noexcept {
     using Batch = xsimd::batch<Scalar, Arch>;
     constexpr auto lanes = static_cast<index_t>(Batch::size);
-    const index_t whole = may_hang_over ? round_up(count, lanes) : count / lanes * lanes;
+    const index_t whole = may_hang_over ? count : count - lanes + 1;
     index_t x = 0;
     if (step == 1) {
       for (; x < whole; x += lanes) Batch::load_unaligned(source + x).store_unaligned(target + x);
     } else if (step == 2) {
-      for (; x < whole; ++x) target[x] = source[2 * x];  // compilers make shuffles of it
+      for (; x < whole; x += lanes)
+        even_lanes<Batch>(source + 2 * x, std::make_index_sequence<Batch::size>()).store_unaligned(target + x);
     }
     for (; x < count; ++x) target[x] = source[x * step];
+  }
+
+  /// As `row_offset` of the input for channel 0, with narrow divisions: there is one for every row and tap.
+  [[nodiscard]] index_t row_start(index_t image, index_t y, index_t tiles_per_image) const noexcept {
+    if (input_.images_per_tile > 1) return input_.row_offset(image, 0, y);
+    const auto tile =
+        static_cast<index_t>(static_cast<std::uint32_t>(y) / static_cast<std::uint32_t>(input_.tile_rows));
+    return (image * tiles_per_image + tile) * input_.tile_size() + (y - tile * input_.tile_rows) * input_.row_pitch;
   }
 
   /// The columns of any convolution: tap by tap and row by row, all channels of a row one after the other. Rows are
@@ -214,6 +237,7 @@ class PanelPlan {
     constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
     const index_t taps = shape_.taps();
     const index_t tiles_per_image = output_.tiles_per_image();
+    const index_t in_tiles_per_image = input_.tiles_per_image();
     const index_t first_image = part.tile / tiles_per_image * output_.images_per_tile;
     const index_t top = part.tile % tiles_per_image * output_.tile_rows;
     const index_t width = output_.row_pitch;
@@ -242,16 +266,20 @@ class PanelPlan {
         const index_t to = !inside || inside_to < from ? from : (inside_to < end ? inside_to : end);
         // What hangs over the end of a row is written later, unless it hangs over the end of the column.
         const bool may_hang_over = at + from - x + round_up(to - from, lanes) <= part.pitch;
-        const Scalar* source =
-            inside ? input + input_.row_offset(image, base + first_channel, y) + from * step + right : nullptr;
         Scalar* target = first_column + at;
-        for (index_t c = first_channel; c < last_channel; ++c, target += taps * part.pitch) {
-          if (to > from) {
+        if (to > from) {
+          const Scalar* source = input + row_start(image, y, in_tiles_per_image) +
+                                 (base + first_channel) * input_.tile_pitch + from * step + right;
+          for (index_t c = first_channel; c < last_channel;
+               ++c, target += taps * part.pitch, source += input_.tile_pitch)
             thin_row<Arch>(source, step, to - from, may_hang_over, target + (from - x));
-            source += input_.tile_pitch;
+        }
+        if (from > x || to < end) {
+          target = first_column + at;
+          for (index_t c = first_channel; c < last_channel; ++c, target += taps * part.pitch) {
+            for (index_t i = x; i < from; ++i) target[i - x] = Scalar{0};
+            for (index_t i = to; i < end; ++i) target[i - x] = Scalar{0};
           }
-          for (index_t i = x; i < from; ++i) target[i - x] = Scalar{0};
-          for (index_t i = to; i < end; ++i) target[i - x] = Scalar{0};
         }
         at += end - x;
         x = 0;
