@@ -2,9 +2,12 @@
 #pragma once
 
 #include <strata/layers/context.hpp>
+#include <strata/layers/inference/attention.hpp>
 #include <strata/layers/inference/conv2d.hpp>
+#include <strata/layers/inference/embedding.hpp>
 #include <strata/layers/inference/graph_attention.hpp>
 #include <strata/layers/inference/linear.hpp>
+#include <strata/layers/inference/lstm.hpp>
 #include <strata/layers/inference/node_features.hpp>
 #include <strata/layers/inference/point_set.hpp>
 #include <strata/layers/inference/pooling.hpp>
@@ -34,6 +37,11 @@ struct Inference {
   using GroupMax = inference::GroupMax<Scalar, Arch>;
   using GlobalMaxPool2d = inference::GlobalMaxPool2d<Scalar, Arch>;
   using Concatenate = inference::Concatenate<Scalar, Arch>;
+  using Embedding = inference::Embedding<Scalar, Arch>;
+  using Lstm = inference::Lstm<Scalar, Arch>;
+  using AttentionMemory = inference::AttentionMemory<Scalar>;
+  using BahdanauAttention = inference::BahdanauAttention<Scalar, Arch>;
+  using MultiHeadAttention = inference::MultiHeadAttention<Scalar, Arch>;
 };
 
 }  // namespace strata

@@ -255,7 +255,7 @@ template <class Scalar, class Network>
 [[nodiscard]] std::vector<LayerCount> count_layers(Network& network, int levels) {
   std::vector<LayerCount> counts;
   for (const auto* parameter : parameters<Scalar>(network)) {
-    if (parameter->shape.size() < 2) continue;
+    if (!is_budgeted(*parameter)) continue;
     const index_t rows = parameter->shape.front();
     counts.push_back(count_layer(parameter->name, rows, parameter->value.size() / rows, parameter->uses, levels,
                                  parameter->strata, parameter->levelled));

@@ -102,6 +102,7 @@ class Trainer {
     context_.step = static_cast<std::uint64_t>(step_);
     const double loss = gradients(phase);
     if (phase.kind == Phase::Kind::admm) add_penalty(phase.level);
+    if (recipe_.clip > 0) clip_gradients(context_, all, recipe_.clip);
     Trainable trainable;
     if (phase.kind != Phase::Kind::dense && phase.kind != Phase::Kind::prune && phase.kind != Phase::Kind::fixed)
       trainable.frozen_below = phase.level;
@@ -293,7 +294,7 @@ class Trainer {
     const auto all = parameters<Scalar>(network_);
     std::vector<Parameter<Scalar>*> dense;
     if (teacher_) dense = parameters<Scalar>(*teacher_);
-    const auto is_weight = [](const Parameter<Scalar>& parameter) { return parameter.shape.size() > 1; };
+    const auto is_weight = [](const Parameter<Scalar>& parameter) { return is_budgeted(parameter); };
     std::size_t at = 0;  // norms differ in number between the two networks, weights do not
     for (auto* parameter : all) {
       if (!is_weight(*parameter)) continue;
@@ -327,7 +328,7 @@ class Trainer {
     if (phase.kind == Phase::Kind::admm) {
       // What is not frozen starts again from the dense model.
       auto dense = parameters<Scalar>(*teacher_);
-      std::erase_if(dense, [](const auto* parameter) { return parameter->shape.size() < 2; });
+      std::erase_if(dense, [](const auto* parameter) { return !is_budgeted(*parameter); });
       const auto layers = prunable();
       for (std::size_t l = 0; l < layers.size(); ++l) {
         Parameter<Scalar>& weight = *layers[l].weight;
@@ -348,7 +349,12 @@ class Trainer {
   void load_batch(std::int64_t step) {
     const std::int64_t epoch = step / steps_per_epoch_;
     if (epoch != epoch_) {
-      order_ = shuffled(task_.size(), recipe_.seed, static_cast<std::uint64_t>(epoch));
+      // A task may have reasons for an order of its own, such as batches of samples of one size.
+      if constexpr (requires { task_.order(recipe_.seed, std::uint64_t{0}, recipe_.batch); }) {
+        order_ = task_.order(recipe_.seed, static_cast<std::uint64_t>(epoch), recipe_.batch);
+      } else {
+        order_ = shuffled(task_.size(), recipe_.seed, static_cast<std::uint64_t>(epoch));
+      }
       epoch_ = epoch;
     }
     const auto first = static_cast<std::size_t>((step % steps_per_epoch_) * recipe_.batch);

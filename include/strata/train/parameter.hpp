@@ -24,6 +24,7 @@ struct Parameter {
   Array gradient;                    ///< same size; backward passes add to it
   std::vector<std::uint8_t> strata;  ///< empty: all weights in every level; else the stratum of each, or absent
   bool levelled = false;             ///< may be pruned
+  bool budgeted = true;              ///< a matrix that budgets count; false: a table of embeddings
   bool decay = false;                ///< weight decay applies
   int level = -1;                    ///< of a normalisation: the only level that uses it; -1: all levels do
   index_t uses = 0;                  ///< multiply-adds per weight and sample, as the last forward pass saw it
@@ -42,5 +43,11 @@ struct Parameter {
     return stratum != StratumMap::absent && stratum <= at.index;
   }
 };
+
+/// Whether `parameter` is one of the weights that budgets speak of.
+template <class Scalar>
+[[nodiscard]] bool is_budgeted(const Parameter<Scalar>& parameter) {
+  return parameter.budgeted && parameter.shape.size() > 1;
+}
 
 }  // namespace strata::train

@@ -54,6 +54,7 @@ struct Recipe {
   bool coupled_decay = false;  ///< with `adamw`: the decay is part of the gradient, as in PyTorch's Adam
   double momentum = 0.9;
   double decay = 5e-4;  ///< weight decay
+  double clip = 0;      ///< largest norm of all gradients together, to which longer ones are scaled down; 0: none
 
   double floor = 0;                                    ///< least density of every prunable layer at every level
   std::vector<std::pair<std::string, double>> floors;  ///< exceptions by the name of the weight, "conv1.weight"
@@ -83,6 +84,7 @@ struct Recipe {
     if (coupled_decay) f("coupled_decay", 1.0);  // only then, so that older checkpoints stay valid
     f("momentum", momentum);
     f("decay", decay);
+    if (clip != 0) f("clip", clip);
     f("floor", floor);
     for (const auto& [name, density] : floors) f("floors." + name, density);
     f("recalibration_batches", static_cast<double>(recalibration_batches));

@@ -26,16 +26,29 @@ class BufferPool {
 
   [[nodiscard]] Array take(index_t size) {
     auto& free = free_[size];
-    if (free.empty()) return Array(size);
+    if (free.empty()) {
+      // Batches of many sizes, such as sentences of all lengths, must not pile up what each of them once needed.
+      if (free_elements_ > most_free_elements) {
+        free_.clear();
+        free_elements_ = 0;
+      }
+      return Array(size);
+    }
     Array buffer = std::move(free.back());
     free.pop_back();
+    free_elements_ -= size;
     return buffer;
   }
   void give_back(Array&& buffer) {
-    if (buffer.size() > 0) free_[buffer.size()].push_back(std::move(buffer));
+    if (buffer.size() == 0) return;
+    free_elements_ += buffer.size();
+    free_[buffer.size()].push_back(std::move(buffer));
   }
 
  private:
+  static constexpr index_t most_free_elements = (index_t{1} << 30) / static_cast<index_t>(sizeof(Scalar));
+
+  index_t free_elements_ = 0;
   std::map<index_t, std::vector<Array>> free_;
 };
 

@@ -13,10 +13,14 @@
 #include <strata/layers/module.hpp>
 #include <strata/layers/options.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/train/attention.hpp>
+#include <strata/train/embedding.hpp>
 #include <strata/train/graph_attention.hpp>
+#include <strata/train/lstm.hpp>
 #include <strata/train/operations.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/point_set.hpp>
+#include <strata/train/product.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
@@ -48,6 +52,8 @@ class WeightedLayer {
   [[nodiscard]] Parameter<Scalar>& weight() noexcept { return weight_; }
   [[nodiscard]] const Parameter<Scalar>& weight() const noexcept { return weight_; }
   [[nodiscard]] std::vector<NormSet<Scalar>>& norms() noexcept { return norms_; }
+  /// Null if the layer has none.
+  [[nodiscard]] Parameter<Scalar>* bias() noexcept { return bias_.empty() ? nullptr : &bias_.front(); }
 
   /// One normalisation per level, new ones as copies of the last.
   void set_levels(int levels) {
@@ -161,6 +167,10 @@ class Linear : public WeightedLayer<Scalar> {
     this->weight().shape = {options.out_features, options.in_features};
   }
   [[nodiscard]] Tensor<Scalar> operator()(Context<Scalar>& context, const Tensor<Scalar>& x) const {
+    if (!this->options_.norm && this->options_.activation == Activation::identity) {
+      auto& self = const_cast<Linear&>(*this);  // a forward pass of training is const in form only
+      return linear(context, checked(x), self.weight(), self.bias());
+    }
     return this->run(context, checked(x), nullptr);
   }
   [[nodiscard]] Tensor<Scalar> operator()(Context<Scalar>& context, const Tensor<Scalar>& x,
@@ -282,6 +292,11 @@ struct Training {
   using GroupMax = train::GroupMax<Scalar>;
   using GlobalMaxPool2d = train::GlobalMaxPool2d<Scalar>;
   using Concatenate = train::Concatenate<Scalar>;
+  using Embedding = train::Embedding<Scalar>;
+  using Lstm = train::Lstm<Scalar>;
+  using AttentionMemory = train::AttentionMemory<Scalar>;
+  using BahdanauAttention = train::BahdanauAttention<Scalar>;
+  using MultiHeadAttention = train::MultiHeadAttention<Scalar>;
 };
 
 /// All parameters of `network` in the order of its layers, named as in state_dict (norms with their level behind).

@@ -1,0 +1,171 @@
+// One thread's way to run a network that reads a sequence and writes another one word by word: memory of the source,
+// recurrent state of the hypotheses, arena and threads. runtime/session.hpp is the same for pictures and vectors.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <strata/core/error.hpp>
+#include <strata/core/executor.hpp>
+#include <strata/core/types.hpp>
+#include <strata/layers/sequence.hpp>
+#include <strata/runtime/model.hpp>
+#include <strata/runtime/thread_pool.hpp>
+
+namespace strata {
+
+struct SequenceSessionOptions {
+  int threads = 1;               ///< threads of the session's own pool, the calling one included
+  Executor* executor = nullptr;  ///< threads of the host program instead; has to outlive the session
+  index_t source_steps = 0;      ///< take the memory for sources of up to so many words at once (see `reserve`)
+  index_t hypotheses = 1;        ///< and for so many hypotheses
+};
+
+/// Runs a model of a sequence network (examples/gnmt/network.hpp): `encode` a source, then `step` for each word more of
+/// one or several hypotheses, each at a level of its own choice; memory and recurrent state carry over. Beside stage
+/// hooks, `set_level` between two calls is the way to change it. A session belongs to one thread at a time; several
+/// sessions may run the same model at once.
+///
+/// After the first call at a given number of words or hypotheses, calls neither allocate nor throw nor lock (beyond
+/// what the executor does); `reserve` makes that the first ones too.
+template <class Model>
+class SequenceSession {
+ public:
+  using Family = typename Model::Family;
+  using Scalar = typename Family::Scalar;
+  using Context = typename Family::Context;
+  using Network = typename Model::Network;
+
+  /// Runs every level once, so that shapes are checked. Raises: threads below 1, a model that does not fit together
+  /// (names the layer).
+  explicit SequenceSession(Model model, const SequenceSessionOptions& options = {})
+      : model_(std::move(model)),
+        pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
+        context_(options.executor == nullptr ? *pool_ : *options.executor),
+        state_(model_.network().initial_state()) {
+    if (options.threads < 1) raise(Error("sequence session", "at least 1 thread", std::to_string(options.threads)));
+    if (options.source_steps < 0 || options.hypotheses < 1)
+      raise(Error("sequence session", "at least 0 source steps and 1 hypothesis",
+                  std::to_string(options.source_steps) + " and " + std::to_string(options.hypotheses)));
+    context_.set_checking(true);
+    for (int level = 0; level < model_.levels(); ++level) {
+      level_ = Level{level};
+      for (const index_t hypotheses : {1, 2}) {
+        try_sizes(2, hypotheses);
+        if (context_.error()) raise(*context_.error());
+      }
+    }
+    context_.set_checking(false);
+    if (options.source_steps > 0) reserve(options.source_steps, options.hypotheses);
+    forget();
+  }
+
+  [[nodiscard]] const Model& model() const noexcept { return model_; }
+  /// For stage hooks.
+  [[nodiscard]] Context& context() noexcept { return context_; }
+  /// Words that `step` gives logits for.
+  [[nodiscard]] index_t vocabulary() const noexcept { return model_.network().vocabulary(); }
+
+  /// The level that `encode` and `step` run at from now on; the fullest one at first. Raises: no such level.
+  void set_level(Level level) {
+    if (level.index < 0 || level.index >= model_.levels())
+      raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
+    level_ = level;
+  }
+  [[nodiscard]] Level level() const noexcept { return level_; }
+
+  /// Takes all memory for sources of up to `source_steps` words and up to `hypotheses` hypotheses; forgets the source.
+  void reserve(index_t source_steps, index_t hypotheses) {
+    for (index_t n = 1; n <= hypotheses; ++n) try_sizes(std::min<index_t>(source_steps, 1), n);
+    // Blocks come in whole vectors of positions.
+    for (index_t steps = 2; steps < source_steps + context_.lanes; steps += context_.lanes) {
+      const index_t some = std::min(steps, source_steps);
+      try_sizes(some, 1);
+      if (hypotheses > 1) try_sizes(some, hypotheses);
+    }
+    logits_.reserve(static_cast<std::size_t>(hypotheses * vocabulary()));
+    attention_.reserve(static_cast<std::size_t>(hypotheses * source_steps));
+    forget();
+  }
+
+  /// Reads a source of any number of words (also none) and starts from one hypothesis that has written nothing. Numbers
+  /// that are no words of the model read as zeros.
+  void encode(std::span<const TokenId> source) noexcept {
+    forget();
+    context_.set_level(level_);
+    memory_ = model_.network().encode(context_, source, {static_cast<index_t>(source.size()), 1, {}});
+  }
+
+  /// Lets each of `words.size()` hypotheses go on: hypothesis i is the previous step's `parents[i]` followed by
+  /// `words[i]` (in the first step: the begin token; all parents are the one hypothesis there is). Empty `parents`: the
+  /// hypotheses are the same ones. The logits of the next word, [hypotheses][vocabulary], valid until the next call.
+  /// Preconditions: `encode` was called; parents are below the previous step's number of hypotheses, and if there are
+  /// none, words are as many as hypotheses (in the first step: any number).
+  std::span<const Scalar> step(std::span<const TokenId> words, std::span<const std::int32_t> parents) noexcept {
+    context_.set_level(level_);
+    if (!parents.empty() && !is_identity(parents))
+      for (auto& layer : state_)
+        for (auto* part : {&layer.hidden, &layer.cell})
+          if (!layer.empty) (*part)[0] = inference::select(context_, (*part)[0], parents);
+    const auto hypotheses = static_cast<index_t>(words.size());
+    const auto output = model_.network().decode(context_, words, {1, hypotheses, {}}, memory_, state_);
+    hypotheses_ = hypotheses;
+    copy_rows(output.logits, logits_);
+    copy_rows(output.weights, attention_);
+    return logits_;
+  }
+
+  /// The last step's attention weights, [hypotheses][source words].
+  [[nodiscard]] std::span<const Scalar> attention() const noexcept { return attention_; }
+
+ private:
+  void forget() noexcept {
+    for (auto& layer : state_) layer = {};
+    memory_ = {};
+    hypotheses_ = 0;
+  }
+
+  [[nodiscard]] bool is_identity(std::span<const std::int32_t> parents) const noexcept {
+    if (static_cast<index_t>(parents.size()) != hypotheses_) return false;
+    for (std::size_t i = 0; i < parents.size(); ++i)
+      if (parents[i] != static_cast<std::int32_t>(i)) return false;
+    return true;
+  }
+
+  static void copy_rows(const Tensor<Scalar>& from, std::vector<Scalar>& to) {
+    const index_t features = from.shape().channels;
+    to.resize(static_cast<std::size_t>(from.batch() * features));
+    for (index_t n = 0; n < from.batch() && features > 0; ++n) {
+      const auto row = inference::sample(from, n);
+      for (index_t f = 0; f < features; ++f) to[static_cast<std::size_t>(n * features + f)] = row[f];
+    }
+  }
+
+  /// A source and three steps of so many, the second with all parents another way round.
+  void try_sizes(index_t source_steps, index_t hypotheses) {
+    const std::vector<TokenId> source(static_cast<std::size_t>(source_steps), end_token);
+    const std::vector<TokenId> words(static_cast<std::size_t>(hypotheses), begin_token);
+    std::vector<std::int32_t> parents(words.size());
+    for (std::size_t i = 0; i < parents.size(); ++i) parents[i] = static_cast<std::int32_t>(parents.size() - 1 - i);
+    encode(source);
+    (void)step(words, {});
+    (void)step(words, parents);
+    (void)step(words, parents);
+  }
+
+  Model model_;
+  std::unique_ptr<ThreadPool> pool_;
+  Context context_;
+  Level level_;
+  typename Network::Memory memory_;
+  typename Network::State state_;
+  index_t hypotheses_ = 0;
+  std::vector<Scalar> logits_, attention_;
+};
+
+}  // namespace strata

@@ -1,0 +1,228 @@
+// A translation network in a session, word by word, against the training family's teacher forcing on the same weights:
+// several hypotheses with parents, levels that change between words, nothing allocated after the first call at a size.
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include <strata/io/model_file.hpp>
+#include <strata/runtime/sequence_session.hpp>
+#include <strata/train/allocation.hpp>
+
+#include "../../examples/gnmt/network.hpp"
+#include "support/allocations.hpp"
+#include "support/catch.hpp"
+#include "support/sequence_layers.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+using strata::TokenId;
+using TrainingNet = gnmt::Gnmt<strata::train::Training<double>>;
+using Model = strata::Model<gnmt::Gnmt>;
+using Session = strata::SequenceSession<Model>;
+
+TrainingNet random_network(int levels, const TrainingNet::Config& config) {
+  TrainingNet network(config);
+  test::randomise_levels(strata::train::parameters<double>(network), levels, 3);
+  return network;
+}
+
+const TrainingNet::Config small{
+    .source_words = 23, .target_words = 37, .width = 19, .encoder_layers = 3, .decoder_layers = 3, .dropout = 0.3};
+
+/// Logits of every position of `words`, one sentence, all at `level`.
+std::vector<double> taught(const TrainingNet& network, const std::vector<TokenId>& source,
+                           const std::vector<TokenId>& words, Level level) {
+  strata::SerialExecutor serial;
+  strata::train::Context<double> tape(serial);
+  tape.training = false;
+  tape.begin(level);
+  return test::numbers_of(network(
+      tape,
+      {source, {static_cast<index_t>(source.size()), 1, {}}, words, {static_cast<index_t>(words.size()), 1, {}}}));
+}
+
+std::vector<double> row(std::span<const float> logits, std::size_t hypothesis, std::size_t width) {
+  return {logits.begin() + static_cast<std::ptrdiff_t>(hypothesis * width),
+          logits.begin() + static_cast<std::ptrdiff_t>((hypothesis + 1) * width)};
+}
+
+std::vector<double> part(const std::vector<double>& all, std::size_t position, std::size_t width) {
+  return {all.begin() + static_cast<std::ptrdiff_t>(position * width),
+          all.begin() + static_cast<std::ptrdiff_t>((position + 1) * width)};
+}
+
+}  // namespace
+
+TEST_CASE("a session writes what teacher forcing computes, at every level") {
+  for (const int levels : {1, 2})
+    for (const int threads : {1, 2}) {
+      TrainingNet network = random_network(levels == 1 ? 0 : levels, small);
+      Session session(Model::from_archive(strata::to_archive(network, levels)).value(), {.threads = threads});
+      CHECK(session.vocabulary() == 37);
+      for (const std::vector<TokenId>& source : {std::vector<TokenId>{5}, std::vector<TokenId>{4, 9, 22, 3, 2},
+                                                 std::vector<TokenId>(40, 7), std::vector<TokenId>()})
+        for (int level = 0; level < levels; ++level) {
+          session.set_level(Level{level});
+          const std::vector<TokenId> words = {1, 8, 36, 8};
+          const auto wanted = taught(network, source, words, Level{level});
+          session.encode(source);
+          for (std::size_t t = 0; t < words.size(); ++t) {
+            const auto logits = session.step(std::span(words).subspan(t, 1), {});
+            CHECK(test::difference(row(logits, 0, 37), part(wanted, t, 37)) < 1e-4);
+            REQUIRE(session.attention().size() == source.size());
+            double sum = 0;
+            for (const float weight : session.attention()) sum += static_cast<double>(weight);
+            CHECK(std::abs(sum - (source.empty() ? 0 : 1)) < 1e-5);
+          }
+        }
+    }
+}
+
+TEST_CASE("hypotheses follow their parents") {
+  TrainingNet network = random_network(2, small);
+  Session session(Model::from_archive(strata::to_archive(network, 2)).value());
+  const std::vector<TokenId> source = {4, 9, 22, 3, 2};
+  session.encode(source);
+  std::vector<std::vector<TokenId>> hypotheses = {{1}};
+  (void)session.step(hypotheses[0], std::vector<std::int32_t>{0});
+  std::mt19937 random(1);
+  for (const std::size_t count : {3U, 5U, 5U, 2U, 1U, 4U}) {
+    std::vector<std::vector<TokenId>> next;
+    std::vector<std::int32_t> parents;
+    std::vector<TokenId> words;
+    for (std::size_t i = 0; i < count; ++i) {
+      parents.push_back(static_cast<std::int32_t>(random() % hypotheses.size()));
+      words.push_back(static_cast<TokenId>(4 + random() % 30));
+      next.push_back(hypotheses[static_cast<std::size_t>(parents.back())]);
+      next.back().push_back(words.back());
+    }
+    hypotheses = next;
+    const auto logits = session.step(words, parents);
+    REQUIRE(logits.size() == count * 37);
+    REQUIRE(session.attention().size() == count * source.size());
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto wanted = taught(network, source, hypotheses[i], Level{1});
+      CHECK(test::difference(row(logits, i, 37), part(wanted, hypotheses[i].size() - 1, 37)) < 1e-4);
+    }
+  }
+}
+
+TEST_CASE("the level may change between words and between layers of the encoder") {
+  TrainingNet network = random_network(2, small);
+  Session session(Model::from_archive(strata::to_archive(network, 2)).value());
+  const std::vector<TokenId> source = {4, 9, 22, 3, 2};
+  strata::SerialExecutor serial;
+  strata::train::Context<double> tape(serial);
+  tape.training = false;
+  // The encoder's second layer and what follows at level 0, the second word at level 1 again, the third at level 0.
+  tape.begin(Level{1});
+  tape.drop_at_stage = 0;
+  const strata::SequenceShape one{1, 1, {}};
+  const auto memory = network.encode(tape, source, {5, 1, {}});
+  auto state = network.initial_state();
+  const std::vector<TokenId> words = {1, 8, 30};
+  std::vector<std::vector<double>> wanted;
+  for (std::size_t t = 0; t < words.size(); ++t) {
+    tape.level = Level{t == 1 ? 1 : 0};
+    wanted.push_back(test::numbers_of(network.decode(tape, std::span(words).subspan(t, 1), one, memory, state).logits));
+  }
+  int calls = 0;
+  session.context().set_stage_hook(
+      [](void* object, std::string_view name, Level level) noexcept {
+        ++*static_cast<int*>(object);
+        return name == "encoder.1" ? Level{0} : level;
+      },
+      &calls);
+  session.encode(source);
+  CHECK(calls == 2);
+  for (std::size_t t = 0; t < words.size(); ++t) {
+    session.set_level(Level{t == 1 ? 1 : 0});
+    const auto logits = session.step(std::span(words).subspan(t, 1), {});
+    CHECK(test::difference(row(logits, 0, 37), wanted[t]) < 1e-4);
+  }
+  CHECK(calls == 5);
+  CHECK_THROWS_AS(session.set_level(Level{2}), strata::Error);
+  CHECK_THROWS_AS(session.set_level(Level{-1}), strata::Error);
+}
+
+TEST_CASE("a session allocates nothing after the first call at a size, or after reserving") {
+  TrainingNet network = random_network(2, small);
+  const Model model = Model::from_archive(strata::to_archive(network, 2)).value();
+  const std::vector<TokenId> source(33, 5);
+  const auto translate = [&](Session& session) {
+    for (const std::size_t length : {1U, 2U, 17U, 33U})
+      for (const int level : {0, 1}) {
+        session.set_level(Level{level});
+        session.encode(std::span(source).first(length));
+        std::vector<TokenId> words = {1};
+        std::vector<std::int32_t> parents = {0};
+        (void)session.step(words, parents);
+        for (const std::size_t count : {4U, 4U, 3U, 1U}) {
+          static const TokenId next[] = {5, 6, 7, 8};
+          static const std::int32_t from[] = {0, 0, 0, 0};
+          (void)session.step(std::span(next).first(count), std::span(from).first(count));
+        }
+      }
+  };
+  {
+    Session session(model);
+    translate(session);
+    // Words and parents of the test itself are two allocations a translation.
+    const long before = allocations();
+    translate(session);
+    CHECK(allocations() - before == 16);
+  }
+  {
+    Session session(model, {.source_steps = 33, .hypotheses = 4});
+    const long before = allocations();
+    translate(session);
+    CHECK(allocations() - before == 16);
+  }
+}
+
+TEST_CASE("what is no word reads as zeros, and the model comes back from its file") {
+  TrainingNet network = random_network(2, small);
+  const strata::Archive archive = strata::to_archive(network, 2);
+  const std::string path = "sequence_session_test.safetensors";
+  (void)strata::io::write_model(archive, path).value();
+  Session stored(Model::from_archive(strata::io::read_model(path).value()).value());
+  Session session(Model::from_archive(archive).value());
+  const std::vector<TokenId> strange = {-5, 23, 1000000};
+  const std::vector<TokenId> word = {-7};
+  for (Session* each : {&session, &stored}) {
+    each->encode(strange);
+    for (const float logit : each->step(word, {})) CHECK(std::isfinite(logit));
+  }
+  session.encode(strange);
+  stored.encode(strange);
+  const auto a = session.step(word, {});
+  const auto b = stored.step(word, {});
+  CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+  (void)std::remove(path.c_str());
+}
+
+TEST_CASE("configurations that describe no translation network are refused") {
+  using Config = TrainingNet::Config;
+  CHECK_THROWS_AS(TrainingNet(Config{.encoder_layers = 0}), strata::Error);
+  CHECK_THROWS_AS(TrainingNet(Config{.decoder_layers = 0}), strata::Error);
+  CHECK_THROWS_AS(TrainingNet(Config{.width = 0}), strata::Error);
+  TrainingNet network = random_network(2, small);
+  const Model model = Model::from_archive(strata::to_archive(network, 2)).value();
+  CHECK_THROWS_AS(Session(model, {.threads = 0}), strata::Error);
+  CHECK_THROWS_AS(Session(model, {.hypotheses = 0}), strata::Error);
+  CHECK(model.nnz(Level{0}) < model.nnz(Level{1}));
+  CHECK(model.bytes(Level{0}) < model.bytes(Level{1}));
+}
+
+TEST_CASE("networks of one layer each work in both families") {
+  TrainingNet network = random_network(
+      2, {.source_words = 9, .target_words = 11, .width = 6, .encoder_layers = 1, .decoder_layers = 1, .dropout = 0});
+  Session session(Model::from_archive(strata::to_archive(network, 2)).value());
+  const std::vector<TokenId> source = {4, 8, 3}, words = {1, 5};
+  const auto wanted = taught(network, source, words, Level{1});
+  session.encode(source);
+  for (std::size_t t = 0; t < 2; ++t)
+    CHECK(test::difference(row(session.step(std::span(words).subspan(t, 1), {}), 0, 11), part(wanted, t, 11)) < 1e-4);
+}
