@@ -29,7 +29,7 @@ using strata::index_t;
 ///   encode(source)              takes a sentence in; decoding starts anew with no word said
 ///   step(last_words, parents)   the logits [hypothesis][vocabulary] of the next word. Hypothesis h goes on from
 ///                               hypothesis parents[h] of the last step, its last word is last_words[h]; the first step
-///                               has one hypothesis, parent 0 and begin_id
+///                               has one hypothesis, parent 0 and strata::begin_token
 ///   attention()                 of that step, [hypothesis][source word], at least 0 and with sum 1 over a sentence;
 ///                               asked for only if there is a coverage penalty
 /// The numbers behind a span may change with the next call.
@@ -70,10 +70,10 @@ struct Translation {
 /// Hypotheses of equal length compete by their probability; those that end compete by their score. Of the 2 x beam best
 /// continuations of a step those that end count if they are among the first `beam`, and the best `beam` others go on.
 /// The search is over when `beam` hypotheses have ended, when no other can score better any more, or at the longest
-/// length, where only the end is let in. Equal probabilities: the earlier hypothesis, then the lower word. padding_id,
-/// begin_id and unknown_id are never said. Logits that are no number count as minus infinity, and a hypothesis whose
-/// largest logit is not finite does not go on; if none does, no translation is found: it is empty, its score minus
-/// infinity.
+/// length, where only the end is let in. Equal probabilities: the earlier hypothesis, then the lower word.
+/// strata::padding_token, strata::begin_token and strata::unknown_token are never said. Logits that are no number count
+/// as minus infinity, and a hypothesis whose largest logit is not finite does not go on; if none does, no translation
+/// is found: it is empty, its score minus infinity.
 template <Scorer Network>
 class BeamSearch {
  public:
@@ -105,7 +105,7 @@ class BeamSearch {
     const bool covers = options_.coverage_penalty > 0;
     const auto beam = static_cast<std::size_t>(options_.beam);
     history_.clear();
-    last_words_.assign(1, begin_id);
+    last_words_.assign(1, strata::begin_token);
     parents_.assign(1, 0);
     probabilities_.assign(1, 0.0);
     if (covers) {
@@ -127,7 +127,7 @@ class BeamSearch {
       const auto before = [&](std::uint32_t h) { return length == 1 ? none : last_start + h; };
       for (std::size_t rank = 0; rank < candidates_.size(); ++rank) {
         const Candidate& candidate = candidates_[rank];
-        if (candidate.word != end_id) {
+        if (candidate.word != strata::end_token) {
           if (last_words_.size() == beam) continue;
           history_.push_back({candidate.word, before(candidate.parent)});
           last_words_.push_back(candidate.word);
@@ -208,7 +208,7 @@ class BeamSearch {
         candidates_.insert(place, {value, static_cast<std::uint32_t>(h), static_cast<std::int32_t>(word)});
       };
       if (only_end) {
-        if (vocabulary > end_id) consider(end_id);
+        if (vocabulary > strata::end_token) consider(strata::end_token);
         continue;
       }
       // Few words of a large vocabulary come near: whole runs are passed over by their largest.
@@ -220,7 +220,7 @@ class BeamSearch {
           if (!(largest > candidates_.back().log_probability)) continue;
         }
         for (std::size_t word = first; word < last; ++word)
-          if (word == end_id || word >= first_piece_id) consider(word);
+          if (word == strata::end_token || word >= first_piece) consider(word);
       }
     }
   }

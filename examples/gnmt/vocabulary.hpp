@@ -18,7 +18,7 @@
 #include <vector>
 
 #include <strata/core/error.hpp>
-#include <strata/core/types.hpp>
+#include <strata/layers/sequence.hpp>
 
 #include "byte_pairs.hpp"
 #include "tokens.hpp"
@@ -26,12 +26,8 @@
 
 namespace gnmt {
 
-/// Numbers that every vocabulary begins with.
-constexpr std::int32_t padding_id = 0;
-constexpr std::int32_t begin_id = 1;
-constexpr std::int32_t end_id = 2;
-constexpr std::int32_t unknown_id = 3;
-constexpr std::int32_t first_piece_id = 4;
+/// The first number of a word or piece, behind the four special ones.
+constexpr std::int32_t first_piece = strata::unknown_token + 1;
 
 /// What stands in a line for a word that is not known.
 constexpr std::string_view unknown_text = "\xE2\x81\x87";  // U+2047
@@ -80,19 +76,17 @@ class Vocabulary {
   }
 
   /// Words or pieces and the four special numbers.
-  [[nodiscard]] std::int32_t size() const noexcept {
-    return first_piece_id + static_cast<std::int32_t>(pieces_.size());
-  }
+  [[nodiscard]] std::int32_t size() const noexcept { return first_piece + static_cast<std::int32_t>(pieces_.size()); }
   [[nodiscard]] bool byte_pairs() const noexcept { return byte_pairs_; }
   [[nodiscard]] bool lower_case() const noexcept { return lower_case_; }
   [[nodiscard]] const std::vector<Merge>& merges() const noexcept { return merges_; }
-  /// A piece as it is spelt, joiners included. Precondition: first_piece_id <= id < size().
+  /// A piece as it is spelt, joiners included. Precondition: first_piece <= id < size().
   [[nodiscard]] const std::string& piece(std::int32_t id) const {
-    return pieces_[static_cast<std::size_t>(id - first_piece_id)];
+    return pieces_[static_cast<std::size_t>(id - first_piece)];
   }
 
-  /// Appends the numbers of a line to `ids`. Words, or with byte pairs characters, that are not known give unknown_id
-  /// each. A line without words appends nothing.
+  /// Appends the numbers of a line to `ids`. Words, or with byte pairs characters, that are not known give
+  /// strata::unknown_token each. A line without words appends nothing.
   void encode(std::string_view line, std::vector<std::int32_t>& ids) const {
     for (const std::string& token : tokenise(line, lower_case_)) {
       if (!byte_pairs_ || is_sign(token)) {
@@ -116,8 +110,8 @@ class Vocabulary {
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids) const {
     Detokeniser text;
     for (const std::int32_t id : ids) {
-      if (id == padding_id || id == begin_id || id == end_id) continue;
-      text.add(id >= first_piece_id && id < size() ? std::string_view(piece(id)) : unknown_text);
+      if (id == strata::padding_token || id == strata::begin_token || id == strata::end_token) continue;
+      text.add(id >= first_piece && id < size() ? std::string_view(piece(id)) : unknown_text);
     }
     return text.text();
   }
@@ -161,12 +155,12 @@ class Vocabulary {
       std::int64_t left = 0;
       std::int64_t right = 0;
       if (space == std::string_view::npos || !numbered(line.substr(0, space), "", left) ||
-          !numbered(line.substr(space), " ", right) || std::min(left, right) < first_piece_id ||
+          !numbered(line.substr(space), " ", right) || std::min(left, right) < first_piece ||
           std::max(left, right) >= vocabulary.size())
         return reader.error("two numbers of pieces");
       Merge merge{static_cast<Symbol>(left), static_cast<Symbol>(right), 0};
       merge.result = vocabulary.find(vocabulary.merged(merge.left, merge.right));
-      if (merge.result == unknown_id || !vocabulary.piece(merge.left).ends_with(joiner) ||
+      if (merge.result == strata::unknown_token || !vocabulary.piece(merge.left).ends_with(joiner) ||
           !seen.insert(detail::pair_key(merge.left, merge.right)).second)
         return reader.error("a merge that gives a piece, each once");
       vocabulary.merges_.push_back(merge);
@@ -249,7 +243,7 @@ class Vocabulary {
 
   [[nodiscard]] std::int32_t find(std::string_view spelling) const {
     const auto found = ids_.find(spelling);
-    return found == ids_.end() ? unknown_id : found->second;
+    return found == ids_.end() ? strata::unknown_token : found->second;
   }
   /// False if it is there already.
   bool add(std::string spelling) {

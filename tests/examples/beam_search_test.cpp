@@ -48,7 +48,7 @@ class ToyScorer {
     ++encoded;
   }
   std::span<const float> step(std::span<const std::int32_t> last_words, std::span<const std::int32_t> parents) {
-    if (first_) CHECK((last_words.size() == 1 && last_words[0] == gnmt::begin_id && parents[0] == 0));
+    if (first_) CHECK((last_words.size() == 1 && last_words[0] == strata::begin_token && parents[0] == 0));
     first_ = false;
     next_.clear();
     for (std::size_t h = 0; h < last_words.size(); ++h)
@@ -78,7 +78,7 @@ class ToyScorer {
   void append_logits(std::uint64_t state, std::vector<float>& logits) const {
     for (std::int32_t word = 0; word < words_; ++word) {
       const auto noise = static_cast<float>(mix(state, word + 1000) >> 40U) * 0x1p-24F;
-      logits.push_back(6 * noise + (word == gnmt::end_id ? end_bonus_ : 0));
+      logits.push_back(6 * noise + (word == strata::end_token ? end_bonus_ : 0));
     }
   }
   void append_attention(std::uint64_t state, std::vector<float>& attention) const {
@@ -130,7 +130,7 @@ struct Exhaustive {
       covered += std::log(std::min(coverage[i], 1.0));
     }
     const auto length = static_cast<double>(words.size() + 1);
-    const double ended = log_probability + log_softmax(logits, gnmt::end_id);
+    const double ended = log_probability + log_softmax(logits, strata::end_token);
     const double score = ended * std::pow(6.0, options.length_penalty) / std::pow(5 + length, options.length_penalty) +
                          options.coverage_penalty * covered;
     if (score > best) {
@@ -139,7 +139,7 @@ struct Exhaustive {
       best_words = words;
     }
     if (length == static_cast<double>(options.longest)) return;
-    for (std::int32_t word = gnmt::first_piece_id; word < vocabulary; ++word) {
+    for (std::int32_t word = gnmt::first_piece; word < vocabulary; ++word) {
       words.push_back(word);
       visit(ToyScorer::mix(state, word), log_probability + log_softmax(logits, word), coverage);
       words.pop_back();
@@ -158,7 +158,7 @@ TEST_CASE("a beam that holds everything finds the best of all translations") {
       BeamSearch search(scorer, options);
       const auto found = search.translate(source);
       Exhaustive all{scorer, options, source.size()};
-      all.visit(ToyScorer::mix(scorer.start(source), gnmt::begin_id), 0, std::vector<double>(source.size()));
+      all.visit(ToyScorer::mix(scorer.start(source), strata::begin_token), 0, std::vector<double>(source.size()));
       INFO("seed " << seed << ", alpha " << alpha << ", beta " << beta);
       CHECK(close(found.score, all.best, 1e-5));
       CHECK(close(found.log_probability, all.best_log, 1e-5));
@@ -186,14 +186,14 @@ TEST_CASE("a beam of one is greedy search") {
     BeamSearch search(scorer, {.beam = 1, .length_penalty = 0.7, .longest = 20});
     const auto found = search.translate(source);
     Words words;
-    std::uint64_t state = ToyScorer::mix(scorer.start(source), gnmt::begin_id);
+    std::uint64_t state = ToyScorer::mix(scorer.start(source), strata::begin_token);
     while (words.size() < 19) {
       std::vector<float> logits;
       scorer.append_logits(state, logits);
-      std::int32_t best = gnmt::end_id;
-      for (std::int32_t word = gnmt::first_piece_id; word < static_cast<std::int32_t>(logits.size()); ++word)
+      std::int32_t best = strata::end_token;
+      for (std::int32_t word = gnmt::first_piece; word < static_cast<std::int32_t>(logits.size()); ++word)
         if (logits[static_cast<std::size_t>(word)] > logits[static_cast<std::size_t>(best)]) best = word;
-      if (best == gnmt::end_id) break;
+      if (best == strata::end_token) break;
       words.push_back(best);
       state = ToyScorer::mix(state, best);
     }
@@ -227,7 +227,7 @@ struct ConstantScorer {
 
 TEST_CASE("equal probabilities are decided by the earlier hypothesis and the lower word") {
   ConstantScorer scorer{std::vector<float>(200, 1.0F)};
-  scorer.logits[gnmt::end_id] = -5;
+  scorer.logits[strata::end_token] = -5;
   BeamSearch search(scorer, {.beam = 3, .length_penalty = 1, .longest = 4});
   const auto found = search.translate(Words{4});
   CHECK(Words(found.words.begin(), found.words.end()) == Words{4, 4, 4});

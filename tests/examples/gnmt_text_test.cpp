@@ -1,4 +1,4 @@
-// The text side of the translation example: characters, files, tokens, vocabularies and batches, with text that is
+// The text side of the translation example: characters, files, tokens, vocabularies and pairs, with text that is
 // malformed in every way a file can be.
 #include <algorithm>
 #include <cstddef>
@@ -14,9 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "gnmt/batches.hpp"
 #include "gnmt/byte_pairs.hpp"
 #include "gnmt/corpus.hpp"
+#include "gnmt/pairs.hpp"
 #include "gnmt/tokens.hpp"
 #include "gnmt/utf8.hpp"
 #include "gnmt/vocabulary.hpp"
@@ -324,14 +324,14 @@ TEST_CASE("byte pairs: what was learnt from is spelt again, what is new falls in
   for (const std::string& line : captions) {
     const auto ids = vocabulary.encode(line);
     CHECK(vocabulary.decode(ids) == line);
-    CHECK(std::count(ids.begin(), ids.end(), gnmt::unknown_id) == 0);
+    CHECK(std::count(ids.begin(), ids.end(), strata::unknown_token) == 0);
   }
   CHECK(vocabulary.encode("Frau").size() == 1);
   CHECK(vocabulary.decode(vocabulary.encode("Frauenrad, fahren!")) == "Frauenrad, fahren ⁇");
   CHECK(vocabulary.encode("").empty());
   CHECK(vocabulary.encode(" \t ").empty());
   const auto strange = vocabulary.encode("中x");
-  CHECK(strange == std::vector<std::int32_t>{gnmt::unknown_id, gnmt::unknown_id});
+  CHECK(strange == std::vector<std::int32_t>{strata::unknown_token, strata::unknown_token});
   CHECK(vocabulary.decode(std::vector<std::int32_t>{1, 4, 2, 0, -7, 1 << 20}).ends_with("⁇ ⁇"));
 
   const Vocabulary characters = learnt(captions, {.merges = 0});
@@ -339,7 +339,7 @@ TEST_CASE("byte pairs: what was learnt from is spelt again, what is new falls in
   CHECK(characters.decode(characters.encode(captions[1])) == captions[1]);
   const Vocabulary lower = learnt(captions, {.merges = 40, .lower_case = true});
   CHECK(lower.decode(lower.encode(captions[2])) == "eine frau läuft (schnell) davon.");
-  CHECK(learnt({}, {}).size() == gnmt::first_piece_id);
+  CHECK(learnt({}, {}).size() == gnmt::first_piece);
   CHECK(learnt({}, {}).encode("a").size() == 1);
 }
 
@@ -355,8 +355,8 @@ TEST_CASE("word vocabularies keep the most frequent words") {
   const Vocabulary vocabulary = learnt(captions, {.byte_pairs = false, .least_count = 2});
   CHECK(vocabulary.decode(vocabulary.encode("Eine Frau und Männer fahren Rad.")) == "⁇ Frau ⁇ Männer fahren Rad.");
   const Vocabulary few = learnt(captions, {.byte_pairs = false, .most_words = 3, .least_count = 1});
-  CHECK(few.size() == gnmt::first_piece_id + 3);
-  CHECK(few.piece(gnmt::first_piece_id) == std::string(gnmt::joiner) + ".");
+  CHECK(few.size() == gnmt::first_piece + 3);
+  CHECK(few.piece(gnmt::first_piece) == std::string(gnmt::joiner) + ".");
 }
 
 TEST_CASE("any line of known characters survives byte pairs, and lines of 10,000 words and of one word as long") {
@@ -425,55 +425,28 @@ TEST_CASE("pairs that cannot be learnt from are left out and counted") {
   for (int i = 0; i < 10000; ++i) words += "Frau ";
   const gnmt::ParallelText text{{"Frau", "", "Mann", words, " \t", "Ein Mann"},
                                 {"Mann", "Mann", " ", "Frau", "", "Frau"}};
-  const gnmt::Pairs pairs = gnmt::encode_pairs(text, vocabulary, vocabulary, 50);
+  const gnmt::LearntPairs learnt_pairs = gnmt::encode_pairs(text, vocabulary, vocabulary, 50);
+  CHECK(learnt_pairs.empty == 3);
+  CHECK(learnt_pairs.too_long == 1);
+  const auto& pairs = learnt_pairs.pairs;
+  CHECK(pairs.check().ok());
   CHECK(pairs.size() == 2);
-  CHECK(pairs.empty == 3);
-  CHECK(pairs.too_long == 1);
+  CHECK(pairs.source_words == vocabulary.size());
   CHECK(pairs.target[1] == vocabulary.encode("Frau"));
+  auto source = vocabulary.encode("Ein Mann");
+  source.push_back(strata::end_token);
+  CHECK(pairs.source[1] == source);
 }
 
-TEST_CASE("batches hold every pair once, by length, and follow from the seed") {
-  std::mt19937 random(5);
-  gnmt::Pairs pairs;
-  for (int i = 0; i < 1003; ++i) {
-    pairs.source.emplace_back(1 + random() % 20, 4);
-    pairs.target.emplace_back(1 + random() % 20, 5);
-  }
-  const auto batches = gnmt::batches_by_length(pairs, 64, 1);
-  CHECK(batches.size() == 16);
-  std::vector<int> seen(1003);
-  std::size_t longest = 0;
-  for (const auto& batch : batches) {
-    CHECK(batch.size() <= 64);
-    for (const std::uint32_t i : batch) {
-      ++seen[i];
-      CHECK(pairs.target[i].size() >= longest);
-      longest = std::max(longest, pairs.target[i].size());
-    }
-  }
-  CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
-  CHECK(gnmt::batches_by_length(pairs, 64, 1) == batches);
-  CHECK(gnmt::batches_by_length(pairs, 64, 2) != batches);
-  CHECK(gnmt::batches_by_length({}, 64, 2).empty());
-}
-
-TEST_CASE("a batch is padded and shifted for teacher forcing") {
-  gnmt::Pairs pairs;
-  pairs.source = {{4, 5, 6}, {7}};
-  pairs.target = {{8}, {9, 10}};
-  gnmt::Batch batch;
-  const std::vector<std::uint32_t> both = {1, 0};
-  batch.fill(pairs, both);
-  CHECK(batch.size == 2);
-  CHECK(batch.source_length == 4);
-  CHECK(batch.target_length == 3);
-  CHECK(batch.source == std::vector<std::int32_t>{7, 2, 0, 0, 4, 5, 6, 2});
-  CHECK(batch.input == std::vector<std::int32_t>{1, 9, 10, 1, 8, 0});
-  CHECK(batch.output == std::vector<std::int32_t>{9, 10, 2, 8, 2, 0});
-  CHECK(batch.source_lengths == std::vector<std::int32_t>{2, 4});
-  CHECK(batch.target_lengths == std::vector<std::int32_t>{3, 2});
-  CHECK(batch.target_words() == 5);
-  batch.fill(pairs, {});
-  CHECK(batch.size == 0);
-  CHECK(batch.source.empty());
+TEST_CASE("sources end with the end token and are cut to what a network shall read") {
+  const Vocabulary vocabulary = learnt(captions, {.merges = 100});
+  const auto frau = vocabulary.encode("Frau").front();
+  bool cut = true;
+  CHECK(gnmt::source_of(vocabulary, "Frau Frau", 2, &cut) == std::vector<std::int32_t>{frau, frau, strata::end_token});
+  CHECK_FALSE(cut);
+  CHECK(gnmt::source_of(vocabulary, "Frau Frau Mann", 2, &cut) ==
+        std::vector<std::int32_t>{frau, frau, strata::end_token});
+  CHECK(cut);
+  CHECK(gnmt::source_of(vocabulary, " \t", 2, &cut).empty());
+  CHECK_FALSE(cut);
 }
