@@ -47,7 +47,7 @@ struct Contender {
   std::vector<double> seconds;  ///< of each run
 };
 
-/// What peers need to compute the same: a state_dict with zeros per model, and the model file.
+/// What peers need to compute the same: a state_dict with zeros per model, and the model files.
 inline void save_masked(const BenchmarkOptions& options, TrainingNet& dense, TrainingNet& nested,
                         const strata::Archive& archive) {
   namespace train = strata::train;
@@ -59,6 +59,7 @@ inline void save_masked(const BenchmarkOptions& options, TrainingNet& dense, Tra
                                   directory + "level" + std::to_string(level) + ".safetensors")
         .value();
   (void)strata::io::write_model(archive, directory + "model.safetensors").value();
+  (void)strata::io::write_model(strata::to_archive(dense, 1), directory + "dense_model.safetensors").value();
 }
 
 /// The input and every model's logits, by which a peer can tell that it computes the same.

@@ -42,7 +42,8 @@ int main(int argc, char** argv) {
   app.add_option("--report", timing.report, "benchmark: file for the table as JSON");
   app.add_option("--save-masked", timing.save_masked,
                  "benchmark: directory for the same weights: PyTorch state_dicts with zeros (dense.safetensors, "
-                 "level0.safetensors, ...), model.safetensors, and reference.safetensors with an input and all logits");
+                 "level0.safetensors, ...), the model files model.safetensors and dense_model.safetensors, and "
+                 "reference.safetensors with an input and all logits");
   CLI11_PARSE(app, argc, argv);
   try {
     if (benchmark) {

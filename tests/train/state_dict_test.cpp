@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -7,12 +8,14 @@
 
 #include <strata/train/state_dict.hpp>
 
+#include "../../examples/gnmt/network.hpp"
 #include "support/catch.hpp"
 #include "support/small_net.hpp"
 
 namespace {
 
 using strata::Archive;
+using strata::index_t;
 using strata::Level;
 namespace train = strata::train;
 using Net = test::SmallNet<train::Training<float>>;
@@ -153,4 +156,36 @@ TEST_CASE("a state_dict may be renamed, in double precision, and have batch coun
   CHECK((other.conv.weight().value == net.conv.weight().value).all());
   archive.add<std::int64_t>("module.fc.num_batches_tracked", {}, 0, std::vector<std::int64_t>(1));
   CHECK_FALSE(train::from_state_dict(other, archive, rename).ok());  // fc has no norm
+}
+
+TEST_CASE("layers of several matrices pass through a state_dict under PyTorch's names") {
+  using Gnmt = gnmt::Gnmt<train::Training<float>>;
+  const Gnmt::Config config{
+      .source_words = 9, .target_words = 8, .width = 5, .encoder_layers = 2, .decoder_layers = 2, .dropout = 0};
+  Gnmt network(config);
+  train::initialise(network, 3);
+  for (auto* parameter : train::parameters<float>(network)) {
+    if (!parameter->levelled) continue;
+    for (index_t i = 0; i < parameter->value.size(); ++i) parameter->strata.push_back(static_cast<std::uint8_t>(i % 2));
+  }
+  const Archive dict = train::to_state_dict(network, Level{0});
+  for (const char* name :
+       {"encoder.embedder.weight", "encoder.rnn_layers.0.weight_ih_l0", "encoder.rnn_layers.0.bias_hh_l0_reverse",
+        "encoder.rnn_layers.1.weight_hh_l0", "decoder.att_rnn.rnn.weight_ih_l0", "decoder.att_rnn.attn.linear_q.weight",
+        "decoder.att_rnn.attn.linear_k.weight", "decoder.att_rnn.attn.linear_att",
+        "decoder.att_rnn.attn.normalize_scalar", "decoder.att_rnn.attn.normalize_bias",
+        "decoder.rnn_layers.0.weight_ih_l0", "decoder.classifier.classifier.weight",
+        "decoder.classifier.classifier.bias"}) {
+    INFO(name);
+    CHECK(dict.find(name) != nullptr);
+  }
+  CHECK(dict.find("encoder.rnn_layers.0.weight_ih_l0")->as<float>()[1] == 0);  // of level 1
+  Gnmt other(config);
+  CHECK(train::from_state_dict(other, dict));
+  const Archive again = train::to_state_dict(other, Level{0});
+  REQUIRE(again.arrays().size() == dict.arrays().size());
+  for (const auto& view : dict.arrays()) {
+    const auto found = again.find(view.name)->as<float>();
+    CHECK(std::equal(found.begin(), found.end(), view.as<float>().begin(), view.as<float>().end()));
+  }
 }

@@ -117,7 +117,8 @@ TEST_CASE("a translation network learns to copy with two nested levels") {
   Net network(
       {.source_words = 10, .target_words = 10, .width = 32, .encoder_layers = 2, .decoder_layers = 2, .dropout = 0});
   train::initialise(network, 2);
-  train::Recipe recipe{.levels = {{.weights = 0.2, .flops = 0.2}, {.weights = 0.4, .flops = 0.4}}};
+  train::Recipe recipe;
+  recipe.levels = {{.weights = 0.2, .flops = 0.2}, {.weights = 0.4, .flops = 0.4}};
   recipe.batch = 30;
   recipe.dense_epochs = 14;
   recipe.dense_rate = 5e-3;

@@ -1,5 +1,6 @@
-"""One engine with one model, driven by lines on standard input: ENGINE PRECISION MODEL.onnx CORES INPUT.npy.
-`run N` answers with N times in milliseconds, `output FILE` writes the logits. Runs under the engine's own Python."""
+"""One engine with one model, driven by lines on standard input: ENGINE PRECISION MODEL.onnx CORES BATCH INPUT, the last
+a file of batch x 3 x 224 x 224 floats. It says `ready T` with the time of a run in milliseconds; `run N` answers with N
+times, `output FILE` writes the logits as floats. Runs under the engine's own Python."""
 import os
 import sys
 import time
@@ -32,26 +33,26 @@ def load(engine, precision, path, cores, batch):
 
 
 def main():
-    engine, precision, path, cores, input_file = sys.argv[1:6]
+    engine, precision, path, cores, batch, input_file = sys.argv[1:7]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the engine prints goes to the error stream
-    x = np.load(input_file)
-    run = load(engine, precision, path, int(cores), len(x))
-    for _ in range(3):
+    x = np.fromfile(input_file, dtype=np.float32).reshape(int(batch), 3, 224, 224)
+    run = load(engine, precision, path, int(cores), int(batch))
+
+    def milliseconds():
+        start = time.perf_counter()
         run(x)
-    print("ready", file=answers, flush=True)
+        return (time.perf_counter() - start) * 1e3
+
+    milliseconds()
+    print(f"ready {milliseconds():.4f}", file=answers, flush=True)
     for line in sys.stdin:
         command, argument = line.split(maxsplit=1)
         if command == "output":
-            np.save(argument.strip(), run(x))
+            np.asarray(run(x), dtype=np.float32).tofile(argument.strip())
             print("done", file=answers, flush=True)
-            continue
-        times = []
-        for _ in range(int(argument)):
-            start = time.perf_counter()
-            run(x)
-            times.append((time.perf_counter() - start) * 1e3)
-        print(" ".join(f"{t:.4f}" for t in times), file=answers, flush=True)
+        else:
+            print(" ".join(f"{milliseconds():.4f}" for _ in range(int(argument))), file=answers, flush=True)
 
 
 main()

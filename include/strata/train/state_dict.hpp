@@ -30,15 +30,16 @@ namespace strata::train {
 
 namespace detail {
 
-/// Calls `f(name, shape, array)` for everything that the state_dict of `network` holds at `level`: weights, biases, and
-/// of each normalisation weight, bias, running_mean and running_var.
+/// Calls `f(name, shape, array)` for everything that the state_dict of `network` holds at `level`: the parameters of
+/// every layer, and of each normalisation weight, bias, running_mean and running_var.
 template <class Network, class F>
 void visit_state_dict(Network& network, Level level, F&& f) {
   for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) {
       layer.for_each_parameter(name, norm_name, [&](auto& parameter) {
-        if (parameter.name == name + ".weight" || parameter.name == name + ".bias")
-          f(parameter.name, parameter.shape, parameter.value);
+        const bool of_norm =
+            parameter.name.starts_with(norm_name + ".weight.") || parameter.name.starts_with(norm_name + ".bias.");
+        if (!of_norm) f(parameter.name, parameter.shape, parameter.value);
       });
       auto& norms = layer.norms();
       if (norms.empty()) return;
@@ -64,9 +65,9 @@ template <class Network>
 [[nodiscard]] Archive to_state_dict(Network& network, Level level) {
   Archive archive;
   std::map<std::string, const std::vector<std::uint8_t>*> strata;
-  for_each_layer(network, [&](const std::string& name, const std::string&, auto& layer) {
+  for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters)
-      strata[name + ".weight"] = &layer.weight().strata;
+      layer.for_each_parameter(name, norm_name, [&](auto& parameter) { strata[parameter.name] = &parameter.strata; });
   });
   detail::visit_state_dict(network, level, [&](const std::string& name, const auto& shape, const auto& array) {
     std::vector<float> values(static_cast<std::size_t>(array.size()));
@@ -131,8 +132,9 @@ template <class Network>
                    "an array of shape " + detail::shape_text(view->shape));
   }
   set_levels(network, 1);
-  for_each_layer(network, [&](const std::string&, const std::string&, auto& layer) {
-    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.weight().strata.clear();
+  for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters)
+      layer.for_each_parameter(name, norm_name, [](auto& parameter) { parameter.strata.clear(); });
   });
   detail::visit_state_dict(network, Level{0}, [&](const std::string& name, const auto&, auto& array) {
     using Scalar = typename std::remove_cvref_t<decltype(array)>::Scalar;

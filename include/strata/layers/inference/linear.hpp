@@ -1,12 +1,11 @@
-// Fully connected layer of the inference family: a matrix-vector product for one sample, a tile product for a batch.
+// Fully connected layer of the inference family: a matrix-vector product for one sample, a product with narrow rows for
+// a few, a tile product for a batch.
 #pragma once
 
 #include <string>
-#include <type_traits>
 
-#include <strata/kernels/convolution.hpp>
-#include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
+#include <strata/layers/inference/product.hpp>
 #include <strata/layers/inference/weights.hpp>
 #include <strata/layers/options.hpp>
 
@@ -53,29 +52,7 @@ class Linear {
     const Level level = context.level();
     const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
                                             residual == nullptr ? nullptr : residual->data());
-    if (y.layout().tile_pitch == 1) {
-      weights_.with_matrix([&](const auto& matrix) {
-        const kernels::WorkSplit split(1, options_.out_features, matrix.row_group(),
-                                       static_cast<index_t>(context.executor().threads()));
-        context.executor().parallel_for(split.tasks(), [&](index_t task) {
-          split.for_each(task, [&](index_t, index_t first, index_t last) {
-            if constexpr (requires { matrix.nnz(level); }) {
-              kernels::sparse_vector(matrix, level, first, last, x.data(), y.data(), epilogue);
-            } else {
-              kernels::dense_vector<Arch>(matrix, first, last, x.data(), y.data(), epilogue);
-            }
-          });
-        });
-      });
-      return y;
-    }
-    kernels::ConvolutionShape shape;
-    shape.in_channels = options_.in_features;
-    shape.out_channels = options_.out_features;
-    weights_.with_matrix([&](const auto& matrix) {
-      kernels::convolution<Arch, true>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
-                                       context.arena(), context.executor());
-    });
+    weights_.with_matrix([&](const auto& matrix) { multiply(context, matrix, x, y, epilogue); });
     return y;
   }
 

@@ -1,5 +1,5 @@
-// A weight matrix of a layer that has several, level-sorted or dense, and its product with a batch of vectors: sparse
-// matrix x vector for one sample, a tile product for more. Layers of one matrix use layers/inference/weights.hpp.
+// The product of a weight matrix, level-sorted or dense, with a batch of vectors: a matrix-vector product for one
+// sample, one with narrow rows for a few, a tile product for more. And such a matrix for layers that have several.
 #pragma once
 
 #include <memory>
@@ -10,12 +10,78 @@
 #include <strata/kernels/convolution.hpp>
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/sparse_narrow.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/layers/context.hpp>
 #include <strata/layers/parameters.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata::inference {
+
+namespace detail {
+
+/// A batch of at most two vectors: one tile, whose rows are squeezed to the vectors that are needed.
+template <class Scalar, class Arch, class Index>
+void multiply_narrow(InferenceContext<Scalar, Arch>& context, const LeveledCsr<Scalar, Index>& matrix,
+                     const Tensor<Scalar>& x, const Tensor<Scalar>& y, const kernels::Epilogue<Scalar>& epilogue) {
+  const index_t width = kernels::narrow_width<Scalar, Arch>(x.batch());
+  const index_t pitch = x.layout().tile_pitch;
+  const Scalar* panel = x.data();
+  Block scratch;
+  if (width < pitch) {
+    scratch = context.arena().take(matrix.columns() * width * static_cast<index_t>(sizeof(Scalar)));
+    auto* const packed = reinterpret_cast<Scalar*>(scratch.data());
+    kernels::pack_narrow<Arch>(x.data(), pitch, matrix.columns(), width, packed);
+    panel = packed;
+  }
+  const kernels::WorkSplit split(1, matrix.rows(), matrix.row_group(),
+                                 static_cast<index_t>(context.executor().threads()));
+  context.executor().parallel_for(split.tasks(), [&](index_t task) {
+    split.for_each(task, [&](index_t, index_t first, index_t last) {
+      kernels::sparse_narrow<Arch>(
+          matrix, context.level(), width,
+          kernels::NarrowJob<Scalar>{first, last, panel, y.data(), y.layout().tile_pitch, epilogue});
+    });
+  });
+}
+
+}  // namespace detail
+
+/// y = epilogue(matrix x) at the context's level for every sample; `matrix` is a `LeveledCsr` or a `DenseMatrix`.
+/// Preconditions: `x` is matrix.columns() x 1 x 1, `y` matrix.rows() x 1 x 1 of the same batch.
+template <class Scalar, class Arch, class Matrix>
+void multiply(InferenceContext<Scalar, Arch>& context, const Matrix& matrix, const Tensor<Scalar>& x,
+              const Tensor<Scalar>& y, const kernels::Epilogue<Scalar>& epilogue) {
+  if (y.batch() == 0) return;
+  const Level level = context.level();
+  constexpr bool is_sparse = requires {
+    matrix.nnz(level);
+  };
+  if (y.layout().tile_pitch == 1) {
+    const kernels::WorkSplit split(1, matrix.rows(), matrix.row_group(),
+                                   static_cast<index_t>(context.executor().threads()));
+    context.executor().parallel_for(split.tasks(), [&](index_t task) {
+      split.for_each(task, [&](index_t, index_t first, index_t last) {
+        if constexpr (is_sparse) {
+          kernels::sparse_vector<Arch>(matrix, level, first, last, x.data(), y.data(), epilogue);
+        } else {
+          kernels::dense_vector<Arch>(matrix, first, last, x.data(), y.data(), epilogue);
+        }
+      });
+    });
+    return;
+  }
+  if constexpr (is_sparse)
+    if (x.batch() <= kernels::max_narrow_batch<Scalar, Arch>) {
+      detail::multiply_narrow(context, matrix, x, y, epilogue);
+      return;
+    }
+  kernels::ConvolutionShape shape;
+  shape.in_channels = matrix.columns();
+  shape.out_channels = matrix.rows();
+  kernels::convolution<Arch, true>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
+                                   context.arena(), context.executor());
+}
 
 /// A rows x columns matrix, viewing the archive it was loaded from.
 template <class Scalar>
@@ -60,34 +126,11 @@ class WeightMatrix {
     }
   }
 
-  /// y = epilogue(matrix x) at the context's level for every sample. Preconditions: `x` is columns() x 1 x 1, `y`
-  /// rows() x 1 x 1 of the same batch.
+  /// `inference::multiply` with this matrix.
   template <class Arch>
   void multiply(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const Tensor<Scalar>& y,
                 const kernels::Epilogue<Scalar>& epilogue) const {
-    if (y.batch() == 0) return;
-    const Level level = context.level();
-    with_matrix([&](const auto& matrix) {
-      if (y.layout().tile_pitch != 1) {
-        kernels::ConvolutionShape shape;
-        shape.in_channels = matrix.columns();
-        shape.out_channels = matrix.rows();
-        kernels::convolution<Arch, true>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
-                                         context.arena(), context.executor());
-        return;
-      }
-      const kernels::WorkSplit split(1, matrix.rows(), matrix.row_group(),
-                                     static_cast<index_t>(context.executor().threads()));
-      context.executor().parallel_for(split.tasks(), [&](index_t task) {
-        split.for_each(task, [&](index_t, index_t first, index_t last) {
-          if constexpr (requires { matrix.nnz(level); }) {
-            kernels::sparse_vector(matrix, level, first, last, x.data(), y.data(), epilogue);
-          } else {
-            kernels::dense_vector<Arch>(matrix, first, last, x.data(), y.data(), epilogue);
-          }
-        });
-      });
-    });
+    with_matrix([&](const auto& matrix) { inference::multiply(context, matrix, x, y, epilogue); });
   }
 
  private:

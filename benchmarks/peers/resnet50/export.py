@@ -56,16 +56,16 @@ def build(weights_file, onnx_file, batch, size):
     onnx.save(model, onnx_file)
 
 
-def quantise(onnx_file, int8_file, input_file):
-    """Writes a statically quantised copy (8-bit weights per channel and activations, calibrated on the input)."""
+def quantise(onnx_file, int8_file, pictures):
+    """Writes a statically quantised copy (8-bit weights per channel and activations, calibrated on `pictures`)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class OneInput(CalibrationDataReader):
+    class OneBatch(CalibrationDataReader):
         def __init__(self):
-            self.batches = iter([{"input": np.load(input_file)}])
+            self.batches = iter([{"input": pictures}])
 
         def get_next(self):
             return next(self.batches, None)
 
-    quantize_static(onnx_file, int8_file, OneInput(), quant_format=QuantFormat.QDQ, per_channel=True,
+    quantize_static(onnx_file, int8_file, OneBatch(), quant_format=QuantFormat.QDQ, per_channel=True,
                     weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8)
