@@ -60,8 +60,8 @@ struct TrainOptions {
   std::string arm = "joint";
   std::string levels = examples::paper_levels;
   int single_level = 1;
-  gnmt::VocabularyOptions words{.merges = 6000};
-  bool per_language = false;
+  gnmt::VocabularyOptions words{.merges = 4000};
+  bool joint = false;
   index_t longest = 80;
   index_t limit = 0;
   TrainingNet::Config network{.width = 256, .encoder_layers = 2, .decoder_layers = 2, .dropout = 0.3};
@@ -126,11 +126,11 @@ train::Recipe recipe_for(const TrainOptions& options) {
 gnmt::Vocabularies learn_words(const TrainOptions& options, const gnmt::ParallelText& text) {
   const std::span<const std::string> source(text.source);
   const std::span<const std::string> target(text.target);
-  if (options.per_language)
+  if (!options.joint)
     return {gnmt::Vocabulary::learn({&source, 1}, options.words), gnmt::Vocabulary::learn({&target, 1}, options.words)};
   const std::span<const std::string> both[] = {source, target};
-  const auto joint = gnmt::Vocabulary::learn(both, options.words);
-  return {joint, joint};
+  const auto words = gnmt::Vocabulary::learn(both, options.words);
+  return {words, words};
 }
 
 /// Sources of `lines` as the network reads them; says on the error stream which of them are cut.
@@ -418,14 +418,14 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--single-level", options.single_level, "whose budget the single arm has")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--merges", options.words.merges, "byte pairs that are learnt")
+  app.add_option("--merges", options.words.merges, "byte pairs that are learnt, for each vocabulary")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
   app.add_flag("--whole-words", whole_words, "a vocabulary of words instead of byte pairs");
   app.add_option("--most-words", options.words.most_words, "of a vocabulary of words")
       ->check(CLI::Range(1, 10000000))
       ->capture_default_str();
-  app.add_flag("--per-language", options.per_language, "a vocabulary for each language instead of a joint one");
+  app.add_flag("--joint", options.joint, "one vocabulary for both languages instead of one each");
   app.add_flag("--lower-case", options.words.lower_case, "translate in lower case; BLEU then is of lower case");
   app.add_option("--longest", options.longest, "words or pieces of sentences to learn from")
       ->check(CLI::Range(1, 100000))
