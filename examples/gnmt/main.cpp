@@ -25,6 +25,7 @@
 #include "../support/training_run.hpp"
 #include "bleu.hpp"
 #include "corpus.hpp"
+#include "initialise.hpp"
 #include "network.hpp"
 #include "pairs.hpp"
 #include "translator.hpp"
@@ -274,7 +275,7 @@ int run_train(TrainOptions options, const std::string& command) {
   const train::Recipe recipe = recipe_for(options);
   train::Translation<float> task(learnt.pairs, {.smoothing = options.smoothing});
   TrainingNet network(options.network);
-  train::initialise(network, options.seed);
+  gnmt::initialise(network, options.seed);
   strata::ThreadPool pool(options.search.threads);
   train::Trainer<TrainingNet, train::Translation<float>> trainer(network, task, recipe, pool);
   examples::stop_on_signals();

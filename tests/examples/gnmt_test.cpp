@@ -14,6 +14,7 @@
 #include <strata/train/translation.hpp>
 
 #include "gnmt/bleu.hpp"
+#include "gnmt/initialise.hpp"
 #include "gnmt/pairs.hpp"
 #include "gnmt/translator.hpp"
 #include "support/catch.hpp"
@@ -70,21 +71,22 @@ TEST_CASE("a network learns to translate with nested levels and keeps that in it
   train::Translation<float> task(learnt.pairs, {.smoothing = 0.05});
   Net network({.source_words = words.source.size(),
                .target_words = words.target.size(),
-               .width = 24,
+               .width = 32,
                .encoder_layers = 2,
                .decoder_layers = 2,
                .dropout = 0});
-  train::initialise(network, 3);
-  train::Recipe recipe{.levels = {{.weights = 0.25, .flops = 0.25}, {.weights = 0.5, .flops = 0.5}}};
-  recipe.batch = 8;
+  gnmt::initialise(network, 3);
+  train::Recipe recipe;
+  recipe.levels = {{.weights = 0.25, .flops = 0.25}, {.weights = 0.5, .flops = 0.5}};
+  recipe.batch = 4;
   recipe.adamw = true;
   recipe.decay = 0;
   recipe.clip = 5;
   recipe.dense_rate = recipe.sparse_rate = 5e-3;
   recipe.tune_rate = 2e-3;
-  recipe.dense_epochs = 60;
+  recipe.dense_epochs = 80;
   recipe.prune_epochs = 20;
-  recipe.fixed_epochs = 40;
+  recipe.fixed_epochs = 30;
   recipe.tune_epochs = 5;
   recipe.recalibration_batches = 0;
   strata::ThreadPool pool(2);
