@@ -129,8 +129,11 @@ class BahdanauAttention {
   [[nodiscard]] Attended<Tensor<Scalar>> operator()(Context& context, const Tensor<Scalar>& query,
                                                     const Memory& memory) const {
     const index_t steps = memory.shape.steps;
-    Attended<Tensor<Scalar>> result{context.make(query.batch(), {options_.memory_features, 1, 1}),
-                                    context.make(query.batch(), {steps, 1, 1})};
+    // A block of whole vectors of positions, so that there are few sizes of them.
+    const Tensor<Scalar> weights_block = context.make(query.batch(), {round_up(steps, context.lanes), 1, 1});
+    Attended<Tensor<Scalar>> result{
+        context.make(query.batch(), {options_.memory_features, 1, 1}),
+        Tensor<Scalar>(weights_block, TileLayout::make(query.batch(), {steps, 1, 1}, context.lanes))};
     const Shape in{options_.query_features, 1, 1};
     if (!context.check(query.shape() == in && (memory.shape.batch > 0 || query.batch() == 0), [&] {
           return Error(name_, "queries of " + strata::detail::text(in), strata::detail::text(query.shape()));
@@ -140,7 +143,7 @@ class BahdanauAttention {
     weights_->query.multiply(context, query, q, {});
     const index_t pitch = memory.keys.pitch();
     const Block scratch =
-        context.arena().take(std::max<index_t>(1, query.batch() * pitch) * static_cast<index_t>(sizeof(Scalar)));
+        context.arena().take(round_up(query.batch(), context.lanes) * pitch * static_cast<index_t>(sizeof(Scalar)));
     context.executor().parallel_for(query.batch(), [&](index_t n) {
       const index_t b = n % memory.shape.batch;
       Scalar* const scores = reinterpret_cast<Scalar*>(scratch.data()) + n * pitch;
@@ -262,7 +265,7 @@ class MultiHeadAttention {
     const auto scale = static_cast<Scalar>(1 / std::sqrt(static_cast<double>(width)));
     const index_t pitch = keys.pitch();
     const Block scratch =
-        context.arena().take(std::max<index_t>(1, query.batch() * pitch) * static_cast<index_t>(sizeof(Scalar)));
+        context.arena().take(round_up(query.batch(), context.lanes) * pitch * static_cast<index_t>(sizeof(Scalar)));
     context.executor().parallel_for(query.batch(), [&](index_t n) {
       const index_t t = n / query_shape.batch;
       const index_t b = n % query_shape.batch;

@@ -163,7 +163,9 @@ class Lstm {
     const index_t step_size = round_up(step_layout.size(), Block::alignment / static_cast<index_t>(sizeof(Scalar)));
     Block by_step;
     if (shape.steps > 1) {
-      by_step = context.arena().take(shape.steps * step_size * static_cast<index_t>(sizeof(Scalar)));
+      // Whole vectors of steps, so that there are few sizes of blocks.
+      by_step =
+          context.arena().take(round_up(shape.steps, context.lanes) * step_size * static_cast<index_t>(sizeof(Scalar)));
       split_steps(inputs, shape, step_layout, step_size, reinterpret_cast<Scalar*>(by_step.data()));
     }
     const Scalar* const first_step = shape.steps > 1 ? reinterpret_cast<const Scalar*>(by_step.data()) : inputs.data();
