@@ -66,7 +66,7 @@ struct TrainOptions {
   index_t longest = 80;
   index_t limit = 0;
   TrainingNet::Config network{.width = 256, .encoder_layers = 2, .decoder_layers = 2, .dropout = 0.3};
-  double epochs = 20;
+  double epochs = 18;
   index_t batch = 64;
   double rate = 1e-3;
   double decay = 1e-4;
