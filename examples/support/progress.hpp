@@ -23,7 +23,7 @@ class ProgressLine {
     const bool finished = progress.step == progress.steps;
     if (!new_phase && !finished && now - shown_ < std::chrono::milliseconds(200)) return;
     shown_ = now;
-    std::fprintf(stderr, "\r\033[K%5.1f %%  %-16s loss %.3f  %.0f pictures/s  %.0f s left",
+    std::fprintf(stderr, "\r\033[K%5.1f %%  %-16s loss %.3f  %.0f samples/s  %.0f s left",
                  100 * static_cast<double>(progress.step) / static_cast<double>(progress.steps), phase_.c_str(),
                  progress.loss, progress.samples_per_second, progress.seconds_left);
     if (finished) std::fputc('\n', stderr);
