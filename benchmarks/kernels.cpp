@@ -56,8 +56,8 @@ void convolution(benchmark::State& state) {
   const strata::Level level{levels - 1};
   const auto map =
       strata::StratumMap::from_strata(shape.out_channels, shape.columns(), levels, std::move(strata)).value();
-  const auto matrix =
-      strata::LeveledCsr<float, strata::ConvIndex>::from_dense(weights, map, strata::conv_block_columns(shape.taps()));
+  const auto matrix = strata::LeveledCsr<float, strata::ConvIndex>::from_dense(
+      weights, map, strata::conv_block_columns(shape.taps(), shape.in_channels));
   const strata::kernels::DenseMatrix<float> dense(weights.data(), shape.out_channels, shape.columns(),
                                                   96 / shape.taps() * shape.taps());
   const index_t output_size = (size + 2 * shape.padding.h - shape.kernel.h) / shape.stride.h + 1;

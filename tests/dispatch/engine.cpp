@@ -62,7 +62,7 @@ strata::Archive random_archive(int seed) {
     return strata::LeveledCsr<float, Index>::from_dense(
         weights, strata::StratumMap::from_strata(rows, columns, 2, strata).value(), block);
   };
-  sink.leveled_csr("conv.weight", matrix(strata::ConvIndex{}, 24, 18, strata::conv_block_columns(9)));
+  sink.leveled_csr("conv.weight", matrix(strata::ConvIndex{}, 24, 18, strata::conv_block_columns(9, 2)));
   sink.leveled_csr("fc.weight", matrix(strata::LinearIndex{}, 7, 24, strata::linear_block_columns(24)));
   for (int level = 0; level < 2; ++level) {
     sink.per_level<float>("bn.scale", level, numbers(24));

@@ -47,7 +47,7 @@ float difference(const Case& c) {
   if (dense) strata.assign(strata.size(), 0);
   const auto map = strata::StratumMap::from_strata(rows, columns, 2, strata).value();
   const auto matrix = strata::LeveledCsr<float, strata::ConvIndex>::from_dense(
-      weights, map, strata::conv_block_columns(o.kernel.h * o.kernel.w),
+      weights, map, strata::conv_block_columns(o.kernel.h * o.kernel.w, o.in_channels),
       strata::conv_row_group(o.out_channels, o.groups));
   strata::Archive archive;
   archive.set_levels(2);

@@ -43,7 +43,7 @@ strata::Archive three_levels() {
     return strata::LeveledCsr<float, Index>::from_dense(
         weights, strata::StratumMap::from_strata(rows, columns, levels, strata).value(), block);
   };
-  sink.leveled_csr("conv.weight", matrix(strata::ConvIndex{}, 20, 9, strata::conv_block_columns(9)));
+  sink.leveled_csr("conv.weight", matrix(strata::ConvIndex{}, 20, 9, strata::conv_block_columns(9, 1)));
   sink.leveled_csr("fc.weight", matrix(strata::LinearIndex{}, 5, 20, strata::linear_block_columns(20)));
   const auto numbers = [&](std::size_t count) {
     std::vector<float> result(count);

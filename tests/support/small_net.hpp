@@ -67,7 +67,7 @@ inline strata::Archive small_archive() {
     return strata::LeveledCsr<float, Index>::from_dense(
         weights, strata::StratumMap::from_strata(rows, columns, 2, strata).value(), block);
   };
-  sink.leveled_csr("conv.weight", matrix(strata::ConvIndex{}, 8, 9, strata::conv_block_columns(9)));
+  sink.leveled_csr("conv.weight", matrix(strata::ConvIndex{}, 8, 9, strata::conv_block_columns(9, 1)));
   sink.leveled_csr("fc.weight", matrix(strata::LinearIndex{}, 5, 8, strata::linear_block_columns(8)));
   const std::vector<float> ones(8, 1.0F);
   for (int level = 0; level < 2; ++level) {

@@ -24,12 +24,15 @@ using ConvIndex = std::uint8_t;
 using LinearIndex = std::uint16_t;
 
 /// Columns of a block of a convolution's weight matrix with `taps` = kernel.h * kernel.w columns per input channel: as
-/// many whole channels as stay in L1 beside their shifted copies (measured in benchmarks/kernels.cpp).
-[[nodiscard]] constexpr index_t conv_block_columns(index_t taps) noexcept {
+/// many whole channels as stay in L1 with the pixels of their taps (measured in benchmarks/kernels.cpp). Layers with
+/// many channels get wider blocks, because their maps are small and so are the pieces of them that are computed
+/// together.
+[[nodiscard]] constexpr index_t conv_block_columns(index_t taps, index_t in_channels) noexcept {
   constexpr index_t widest = LeveledCsr<float, ConvIndex>::max_block_columns;
   if (taps > widest) return widest;
   if (taps == 1) return 192;
-  return taps * (taps >= 144 ? 1 : 144 / taps);
+  const index_t columns = in_channels < 256 ? 144 : 189;
+  return taps * (taps >= columns ? 1 : columns / taps);
 }
 
 /// Rows of a convolution's weight matrix that may be ordered among themselves: whole groups of channels are made of

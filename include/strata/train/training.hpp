@@ -155,7 +155,7 @@ class Conv2d : public WeightedLayer<Scalar> {
     const Conv2dOptions& o = this->options_;
     this->template store_as<ConvIndex>(
         name, norm_name, {o.out_channels, o.in_channels / o.groups, o.kernel.h, o.kernel.w},
-        conv_block_columns(o.kernel.h * o.kernel.w), conv_row_group(o.out_channels, o.groups), sink);
+        conv_block_columns(o.kernel.h * o.kernel.w, o.in_channels), conv_row_group(o.out_channels, o.groups), sink);
   }
 };
 
