@@ -175,16 +175,16 @@ struct RowSums {
 
 /// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers.
 template <class Arch, bool tail, int strata, class Scalar, class Index, std::size_t... v>
-void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJob<Scalar>& job,
-                 std::index_sequence<v...>) noexcept {
+[[gnu::noinline]] void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJob<Scalar>& job,
+                                   std::index_sequence<v...>) noexcept {
   // How far each stratum was read: one number beside constant pointers, since compilers make slow vectors of pointers
   // that move together.
   std::array<index_t, strata> at{};
   std::array<StratumCursor<Scalar, Index>, strata> cursors;
   for (int s = 0; s < strata; ++s)
     cursors[static_cast<std::size_t>(s)] = cursor_at(matrix, first + s, job.block, job.first_row);
-  const Scalar* const panel = job.panel;
-  const index_t pitch = job.panel_pitch;
+  const auto* const panel = reinterpret_cast<const std::byte*>(job.panel);
+  const index_t pitch = job.panel_pitch * static_cast<index_t>(sizeof(Scalar));
   const std::uint8_t* const order = matrix.order().data() + job.block * matrix.rows();
   const index_t row_group = matrix.row_group();
   Prefetcher<Scalar> prefetcher(job, row_group);
@@ -207,7 +207,8 @@ void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJ
         at[s] = end;
         const Scalar* const values = cursor.values;
         const Index* const indices = cursor.indices;
-        for (; k != end; ++k) sums.add(values[k], panel + static_cast<index_t>(indices[k]) * pitch);
+        for (; k != end; ++k)
+          sums.add(values[k], reinterpret_cast<const Scalar*>(panel + static_cast<index_t>(indices[k]) * pitch));
       };
       add_stratum(0);
       if constexpr (strata == 2) add_stratum(1);
