@@ -19,6 +19,7 @@
 #include <strata/kernels/convolution.hpp>
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/even_lanes.hpp>
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/kernels/lstm.hpp>
 #include <strata/kernels/panel.hpp>

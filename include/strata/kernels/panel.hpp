@@ -6,13 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/arena.hpp>
 #include <strata/core/tile_layout.hpp>
 #include <strata/core/types.hpp>
+#include <strata/kernels/even_lanes.hpp>
 
 namespace strata::kernels {
 
@@ -191,20 +191,6 @@ class PanelPlan {
     return xsimd::any(xsimd::bitwise_cast<Bits>(mask) != Bits(0));
   }
 
-  /// Lanes 0, 2, 4, ... of two vectors that follow each other.
-  template <class Batch, std::size_t... lane>
-  [[nodiscard]] static Batch even_lanes(const typename Batch::value_type* pixels,
-                                        std::index_sequence<lane...>) noexcept {
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
-    constexpr auto lanes = static_cast<index_t>(Batch::size);
-    const Batch first = Batch::load_unaligned(pixels);
-    const Batch second = Batch::load_unaligned(pixels + lanes);
-    return Batch(__builtin_shufflevector(first.data, second.data, static_cast<int>(2 * lane)...));
-#else
-    return Batch(pixels[2 * lane]...);
-#endif
-  }
-
   /// Every `step`-th element of a row. By whole vectors, if `may_hang_over`: then `count` rounded up to vectors is read
   /// and written.
   template <class Arch, class Scalar>
@@ -216,8 +202,7 @@ class PanelPlan {
     if (step == 1) {
       for (; x < whole; x += lanes) Batch::load_unaligned(source + x).store_unaligned(target + x);
     } else if (step == 2) {
-      for (; x < whole; x += lanes)
-        even_lanes<Batch>(source + 2 * x, std::make_index_sequence<Batch::size>()).store_unaligned(target + x);
+      for (; x < whole; x += lanes) even_lanes<Batch>(source + 2 * x).store_unaligned(target + x);
     }
     for (; x < count; ++x) target[x] = source[x * step];
   }

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
+#include <xsimd/xsimd.hpp>
+
+#include <strata/kernels/even_lanes.hpp>
 #include <strata/layers/context.hpp>
 #include <strata/layers/options.hpp>
 
@@ -11,28 +15,46 @@ namespace strata::inference {
 
 namespace detail {
 
-/// target[x] = max(target[x], row[x * step + shift]), or the sum, where that is inside the row; the neutral element
-/// first if `first`.
-template <bool maximum, class Scalar>
-void add_column(const Scalar* __restrict row, index_t shift, index_t step, index_t width, index_t out_width, bool first,
-                Scalar* __restrict target) noexcept {
-  if (first)
-    for (index_t x = 0; x < out_width; ++x) target[x] = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
-  const index_t from = shift >= 0 ? 0 : ceil_div(-shift, step);
-  const index_t inside = shift >= width ? 0 : ceil_div(width - shift, step);
-  const index_t to = inside < out_width ? inside : out_width;
-  const auto add = [&](index_t x, Scalar pixel) {
-    if constexpr (maximum) {
-      target[x] = pixel > target[x] ? pixel : target[x];
-    } else {
-      target[x] += pixel;
-    }
-  };
-  row += shift;
-  if (step == 2) {
-    for (index_t x = from; x < to; ++x) add(x, row[2 * x]);  // compilers make shuffles of it
+/// The larger or the sum.
+template <bool maximum, class Batch>
+[[nodiscard]] Batch combine(const Batch& a, const Batch& b) noexcept {
+  if constexpr (maximum) {
+    return xsimd::max(a, b);
   } else {
-    for (index_t x = from; x < to; ++x) add(x, row[x * step]);
+    return a + b;
+  }
+}
+
+/// target[x] = the maximum or the sum of row[x * step] .. row[x * step + count - 1] for `width` elements; `count` may
+/// be any number, whole vectors of the row are read.
+template <bool maximum, class Arch, class Scalar>
+void combine_columns(const Scalar* row, index_t step, index_t count, index_t width, Scalar* target) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const auto at = [&](index_t x, index_t kx) {
+    return step == 2 ? kernels::even_lanes<Batch>(row + 2 * x + kx) : Batch::load_unaligned(row + x + kx);
+  };
+  if (step > 2) {
+    for (index_t x = 0; x < width; ++x) {
+      Scalar result = row[x * step];
+      for (index_t kx = 1; kx < count; ++kx) {
+        const Scalar pixel = row[x * step + kx];
+        result = maximum ? std::max(result, pixel) : result + pixel;
+      }
+      target[x] = result;
+    }
+    return;
+  }
+  for (index_t x = 0; x < width; x += lanes) {
+    Batch result = at(x, 0);
+    for (index_t kx = 1; kx < count; ++kx) result = combine<maximum>(at(x, kx), result);
+    if (x + lanes <= width) {
+      result.store_unaligned(target + x);
+    } else {  // what comes after the row may belong to another thread
+      alignas(Block::alignment) std::array<Scalar, Batch::size> rest;
+      result.store_aligned(rest.data());
+      std::copy_n(rest.data(), width - x, target + x);
+    }
   }
 }
 
@@ -50,14 +72,20 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
   Tensor<Scalar> y = context.make(x.batch(), out);
   const auto threads = static_cast<index_t>(context.executor().threads());
-  // A row of the picture reduced over the window's rows by whole vectors, then the row over the window's columns.
+  // A row of the picture reduced over the window's rows by whole vectors, with neutral elements on either side, then
+  // the row over the window's columns.
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
-  const index_t row_bytes =
-      round_up(round_up(in.width, lanes) * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
+  const Batch neutral(maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0});
+  const index_t margin = round_up(options.padding.w, lanes);
+  const index_t reach = round_up(out.width, lanes) * options.stride.w + options.kernel.w + lanes;  // of the last window
+  const index_t row_size = margin + round_up(std::max(in.width, reach), lanes) + lanes;
+  const index_t row_bytes = round_up(row_size * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
   const Block scratch = context.arena().take(threads * row_bytes);
   context.executor().parallel_for(threads, [&](index_t task) {
-    auto* const reduced = reinterpret_cast<Scalar*>(scratch.data() + task * row_bytes);
+    auto* const start = reinterpret_cast<Scalar*>(scratch.data() + task * row_bytes);
+    for (index_t sx = 0; sx < row_size; sx += lanes) neutral.store_aligned(start + sx);
+    Scalar* const reduced = start + margin;
     const index_t planes = x.batch() * out.channels;
     for (index_t plane = task * planes / threads; plane < (task + 1) * planes / threads; ++plane) {
       const index_t image = plane / out.channels;
@@ -67,16 +95,19 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
         const index_t top = oy * options.stride.h - options.padding.h;
         const index_t y0 = top < 0 ? 0 : top;
         const index_t y1 = top + options.kernel.h < in.height ? top + options.kernel.h : in.height;
-        for (index_t sx = 0; sx < in.width; sx += lanes) {
-          Batch column(maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0});
-          for (index_t sy = y0; sy < y1; ++sy) {
-            const auto pixels = Batch::load_unaligned(x.row(image, channel, sy) + sx);
-            column = maximum ? xsimd::max(pixels, column) : column + pixels;
+        for (index_t sy = y0; sy < y1; ++sy) {
+          const Scalar* const pixels = x.row(image, channel, sy);
+          index_t sx = 0;
+          for (; sx + lanes <= in.width; sx += lanes) {
+            const auto row = Batch::load_unaligned(pixels + sx);
+            (sy == y0 ? row : combine<maximum>(row, Batch::load_aligned(reduced + sx))).store_aligned(reduced + sx);
           }
-          column.store_aligned(reduced + sx);
+          for (; sx < in.width; ++sx)
+            reduced[sx] =
+                sy == y0 ? pixels[sx] : (maximum ? std::max(pixels[sx], reduced[sx]) : pixels[sx] + reduced[sx]);
         }
-        for (index_t kx = 0; kx < options.kernel.w; ++kx)
-          add_column<maximum>(reduced, kx - options.padding.w, options.stride.w, in.width, out.width, kx == 0, target);
+        combine_columns<maximum, Arch>(reduced - options.padding.w, options.stride.w, options.kernel.w, out.width,
+                                       target);
         if constexpr (!maximum) {
           for (index_t ox = 0; ox < out.width; ++ox) {
             const index_t left = ox * options.stride.w - options.padding.w;
