@@ -1,5 +1,4 @@
-// Fully connected layer of the inference family: a matrix-vector product for one sample, a product with narrow rows for
-// a few, a tile product for a batch.
+// Fully connected layer of the inference family: see inference/product.hpp for how its product is computed.
 #pragma once
 
 #include <string>
