@@ -58,7 +58,7 @@ class MappedFile {
     auto* memory = static_cast<std::byte*>(::operator new (file->size_ + 1, std::align_val_t{64}));
     file->data_ = memory;
     if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(file->size_)))
-      return Error(path, std::to_string(file->size_) + " readable bytes", "fewer");
+      return Error({path}, {file->size_, " readable bytes"}, {"fewer"});
 #endif
     return std::shared_ptr<const MappedFile>(std::move(file));
   }

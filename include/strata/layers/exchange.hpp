@@ -85,7 +85,7 @@ template <class Network>
   const auto architecture = metadata.find(std::string(architecture_key));
   if (architecture == metadata.end()) return Error("metadata", "an architecture", "none");
   if (architecture->second != Network::architecture)
-    return Error("architecture", std::string(Network::architecture), architecture->second);
+    return Error("architecture", Network::architecture, architecture->second);
   typename Network::Config config;
   std::optional<Error> error;
   std::set<std::string> known;
@@ -95,15 +95,15 @@ template <class Network>
     const auto found = metadata.find(key);
     if (error) return;
     if (found == metadata.end()) {
-      error = Error("metadata " + key, "a number", "none");
+      error = Error({"metadata ", key}, {"a number"}, {"none"});
     } else if (!detail::parse_number(found->second, value)) {
-      error = Error("metadata " + key, "a number", "\"" + found->second + "\"");
+      error = Error({"metadata ", key}, {"a number"}, {"\"", found->second, "\""});
     }
   });
   if (error) return *error;
   for (const auto& entry : metadata)
     if (entry.first.starts_with(config_prefix) && !known.contains(entry.first))
-      return Error("metadata " + entry.first, "no such number in this network's config", entry.second);
+      return Error({"metadata ", entry.first}, {"no such number in this network's config"}, {entry.second});
   return config;
 }
 

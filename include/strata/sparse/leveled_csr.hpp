@@ -121,7 +121,7 @@ class LeveledCsr {
                                                       const std::shared_ptr<const void>& owner = nullptr) {
     if (Status status = check_shape(rows, columns, block_columns, row_group); !status) return status.error();
     if (arrays.empty() || arrays.size() > StratumMap::max_levels)
-      return Error({"level-sorted CSR"}, {"1 to 255 strata"}, {arrays.size()});
+      return Error("level-sorted CSR", "1 to 255 strata", arrays.size());
     LeveledCsr matrix(rows, columns, block_columns, row_group);
     if (Status status = matrix.adopt(arrays); !status) return status.error();
     if (Status status = matrix.check_order(order); !status) return status.error();

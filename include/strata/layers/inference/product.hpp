@@ -114,8 +114,7 @@ class WeightMatrix {
   [[nodiscard]] bool begin(const std::string& name, index_t rows, index_t columns, ParameterSource& source) {
     owner_ = source.owner();
     if (source.levels() > kernels::max_strata)
-      source.fail(
-          Error(name, "at most " + std::to_string(kernels::max_strata) + " levels", std::to_string(source.levels())));
+      source.fail(Error({name}, {"at most ", kernels::max_strata, " levels"}, {source.levels()}));
     is_sparse_ = source.has(name + ".shape");
     if (is_sparse_) sparse_ = source.leveled_csr<Scalar, LinearIndex>(name, rows, columns);
     return is_sparse_;

@@ -90,8 +90,7 @@ class LayerWeights {
     owner_ = source.owner();
     const std::string weight = name + ".weight";
     if (source.levels() > kernels::max_strata)
-      source.fail(
-          Error(weight, "at most " + std::to_string(kernels::max_strata) + " levels", std::to_string(source.levels())));
+      source.fail(Error({weight}, {"at most ", kernels::max_strata, " levels"}, {source.levels()}));
     is_sparse_ = source.has(weight + ".shape");
     if (is_sparse_) {
       sparse_ = source.leveled_csr<Scalar, Index>(weight, rows, columns);
