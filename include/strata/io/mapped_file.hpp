@@ -28,7 +28,7 @@ namespace strata::io {
 class MappedFile {
  public:
   /// Error: the file cannot be opened or read.
-  [[nodiscard]] static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
+  [[nodiscard]] STRATA_COLD static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
     std::shared_ptr<MappedFile> file(new MappedFile());
 #if defined(STRATA_HAS_MMAP)
     // Without O_NONBLOCK a pipe would wait for a writer before it can be refused.

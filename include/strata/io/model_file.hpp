@@ -34,7 +34,7 @@ inline constexpr std::string_view stratum_end_prefix = "strata.stratum_end.";
 
 namespace detail {
 
-[[nodiscard]] inline Result<std::uint64_t> metadata_number(const Archive& archive, const std::string& key) {
+[[nodiscard]] STRATA_COLD inline Result<std::uint64_t> metadata_number(const Archive& archive, const std::string& key) {
   const auto found = archive.metadata().find(key);
   if (found == archive.metadata().end()) return Error({"metadata ", key}, {"a number"}, {"none"});
   std::uint64_t number = 0;
@@ -43,7 +43,7 @@ namespace detail {
   return number;
 }
 
-[[nodiscard]] inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
+[[nodiscard]] STRATA_COLD inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
   const auto version = contents.archive.metadata().find(std::string(format_key));
   if (version == contents.archive.metadata().end())
     return Error({"metadata ", format_key}, {"a strata model file"}, {"none: some other safetensors file"});
@@ -72,7 +72,7 @@ namespace detail {
 
 /// The arrays of a model file in memory, whole or cut at the end of a stratum; `archive.levels()` are the levels that
 /// are there. Errors: not a model file, another version, cut anywhere else, anything `parse_safetensors` refuses.
-[[nodiscard]] inline Result<Archive> parse_model(std::span<const std::byte> file, std::shared_ptr<const void> owner) {
+[[nodiscard]] STRATA_COLD inline Result<Archive> parse_model(std::span<const std::byte> file, std::shared_ptr<const void> owner) {
   Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
   if (!parsed) return parsed.error();
   const SafetensorsContents& contents = parsed.value();
@@ -104,7 +104,7 @@ namespace detail {
 }
 
 /// `parse_model` of a file, mapped. Errors name the file.
-[[nodiscard]] inline Result<Archive> read_model(const std::string& path) {
+[[nodiscard]] STRATA_COLD inline Result<Archive> read_model(const std::string& path) {
   auto file = MappedFile::open(path);
   if (!file) return file.error();
   Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
@@ -210,7 +210,7 @@ template <template <class> class Net, class Family = Inference<>>
 /// Replays the self-check of `archive` on `model`. Errors: no self-check, sizes that do not fit, an output that differs
 /// by more than `tolerance` relative to the level's largest.
 template <class Model>
-[[nodiscard]] Status run_self_check(const Model& model, const Archive& archive, double tolerance = 1e-4) {
+[[nodiscard]] STRATA_COLD Status run_self_check(const Model& model, const Archive& archive, double tolerance = 1e-4) {
   using Scalar = typename Model::Family::Scalar;
   const std::string prefix(self_check_prefix);
   Session<Model> session(model);
@@ -247,7 +247,7 @@ struct LoadOptions {
 /// The network `Net` from a model file, or from a prefix of one that ends with a level. The file is mapped; weights are
 /// used where they lie. Errors name the file, the array, what was expected and what was found.
 template <template <class> class Net, class Family = Inference<>>
-[[nodiscard]] Result<Model<Net, Family>> try_load(const std::string& path, const LoadOptions& options = {}) {
+[[nodiscard]] STRATA_COLD Result<Model<Net, Family>> try_load(const std::string& path, const LoadOptions& options = {}) {
   Result<Archive> archive = io::read_model(path);
   if (!archive) return archive.error();
   auto model = Model<Net, Family>::from_archive(archive.value());

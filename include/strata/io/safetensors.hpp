@@ -42,7 +42,7 @@ struct SafetensorsContents {
 
 namespace detail {
 
-[[nodiscard]] inline std::optional<DataType> data_type_named(const std::string& name) {
+[[nodiscard]] STRATA_COLD inline std::optional<DataType> data_type_named(const std::string& name) {
   for (const DataType type :
        {DataType::u8, DataType::u16, DataType::u32, DataType::i32, DataType::i64, DataType::f32, DataType::f64})
     if (name == name_of(type)) return type;
@@ -56,7 +56,7 @@ struct Entry {
 };
 
 /// One array's description. Errors: members missing, of the wrong kind, or that do not fit together.
-[[nodiscard]] inline Result<Entry> parse_entry(const std::string& name, const JsonValue& value) {
+[[nodiscard]] STRATA_COLD inline Result<Entry> parse_entry(const std::string& name, const JsonValue& value) {
   const auto found = [](const JsonValue& what) { return std::string(what.source().substr(0, 200)); };
   std::optional<JsonValue> dtype;
   std::optional<JsonValue> shape;
@@ -128,7 +128,7 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
 /// Views the arrays of a file that lies in memory, which `owner` keeps alive. With `allow_prefix` the file may end
 /// early, after any array; arrays beyond its end are left out. Errors: anything the format forbids, dtypes without a
 /// stored form here, arrays that are not aligned to their elements.
-[[nodiscard]] inline Result<SafetensorsContents> parse_safetensors(std::span<const std::byte> file,
+[[nodiscard]] STRATA_COLD inline Result<SafetensorsContents> parse_safetensors(std::span<const std::byte> file,
                                                                    std::shared_ptr<const void> owner,
                                                                    bool allow_prefix = false) {
   if (file.size() < 8) return Error({"header"}, {"8 bytes of header length"}, {file.size(), " bytes"});

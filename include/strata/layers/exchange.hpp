@@ -80,7 +80,7 @@ template <class Network>
 /// The config stored in `archive`. Errors: another architecture, a number missing or malformed, one that the config
 /// does not have.
 template <class Network>
-[[nodiscard]] Result<typename Network::Config> config_of(const Archive& archive) {
+[[nodiscard]] STRATA_COLD Result<typename Network::Config> config_of(const Archive& archive) {
   const auto& metadata = archive.metadata();
   const auto architecture = metadata.find(std::string(architecture_key));
   if (architecture == metadata.end()) return Error("metadata", "an architecture", "none");
@@ -110,7 +110,7 @@ template <class Network>
 /// Fills every layer of `network`, whose layers are of the inference family, from `archive`, whose memory they view and
 /// keep. Errors: parameters missing, left over, of another type or shape, or with invalid contents.
 template <class Network>
-[[nodiscard]] Status from_archive(Network& network, const Archive& archive) {
+[[nodiscard]] STRATA_COLD Status from_archive(Network& network, const Archive& archive) {
   ParameterSource source(archive);
   for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.load(name, norm_name, source);

@@ -69,7 +69,7 @@ struct PoolOptions {
 
 namespace detail {
 
-inline void require_at_least(index_t least, const Pair& value, const char* where, const char* what) {
+STRATA_COLD inline void require_at_least(index_t least, const Pair& value, const char* where, const char* what) {
   if (value.h < least || value.w < least)
     raise(Error({where}, {what, " of at least ", least}, {value.h, " x ", value.w}));
 }
@@ -78,7 +78,7 @@ inline void require_at_least(index_t least, const Pair& value, const char* where
 
 /// Raises for options that describe no layer: channels, kernel, stride, dilation or groups below 1, negative padding,
 /// groups that do not divide the channels.
-inline void require_valid(const Conv2dOptions& options) {
+STRATA_COLD inline void require_valid(const Conv2dOptions& options) {
   detail::require_at_least(1, {options.in_channels, options.out_channels}, "convolution", "channels (in x out)");
   detail::require_at_least(1, options.kernel, "convolution", "a kernel");
   detail::require_at_least(1, options.stride, "convolution", "a stride");
@@ -89,12 +89,12 @@ inline void require_valid(const Conv2dOptions& options) {
 }
 
 /// Raises for features below 1.
-inline void require_valid(const LinearOptions& options) {
+STRATA_COLD inline void require_valid(const LinearOptions& options) {
   detail::require_at_least(1, {options.in_features, options.out_features}, "linear layer", "features (in x out)");
 }
 
 /// Raises for a kernel or stride below 1 and for padding that is negative or above half the kernel.
-inline void require_valid(const PoolOptions& options) {
+STRATA_COLD inline void require_valid(const PoolOptions& options) {
   detail::require_at_least(1, options.kernel, "pooling", "a kernel");
   detail::require_at_least(1, options.stride, "pooling", "a stride");
   detail::require_at_least(0, options.padding, "pooling", "padding");

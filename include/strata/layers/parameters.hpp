@@ -50,7 +50,7 @@ using LinearIndex = std::uint16_t;
 
 /// Name under which a normalisation keeps scale and bias for the first stage after a switch of level; `.scale` and
 /// `.bias` follow. Both are optional and belong to the higher of the two strata.
-[[nodiscard]] inline std::string transition_name(const std::string& norm_name, Level from, Level to) {
+[[nodiscard]] STRATA_COLD inline std::string transition_name(const std::string& norm_name, Level from, Level to) {
   return norm_name + ".transition." + std::to_string(from.index) + "." + std::to_string(to.index);
 }
 
@@ -109,7 +109,7 @@ class ParameterSink {
 /// every read returns something empty.
 class ParameterSource {
  public:
-  explicit ParameterSource(const Archive& archive) : archive_(archive), taken_(archive.arrays().size(), false) {
+  STRATA_COLD explicit ParameterSource(const Archive& archive) : archive_(archive), taken_(archive.arrays().size(), false) {
     auto owners = std::make_shared<std::vector<std::shared_ptr<const void>>>(archive.owners());
     owner_ = std::move(owners);
   }
@@ -129,7 +129,7 @@ class ParameterSource {
 
   /// Views of `name.0` .. `name.<levels-1>`, each of `size` entries.
   template <class T>
-  std::vector<std::span<const T>> per_level(const std::string& name, index_t size) {
+  STRATA_COLD std::vector<std::span<const T>> per_level(const std::string& name, index_t size) {
     std::vector<std::span<const T>> views;
     for (int level = 0; level < levels(); ++level)
       views.push_back(array<T>(name + "." + std::to_string(level), {size}));
@@ -138,7 +138,7 @@ class ParameterSource {
 
   /// The level-sorted matrix `name`. Errors: missing arrays, another shape, anything `LeveledCsr::from_arrays` refuses.
   template <class Scalar, class Index>
-  LeveledCsr<Scalar, Index> leveled_csr(const std::string& name, index_t rows, index_t columns) {
+  STRATA_COLD LeveledCsr<Scalar, Index> leveled_csr(const std::string& name, index_t rows, index_t columns) {
     using Matrix = LeveledCsr<Scalar, Index>;
     const MatrixShape shape = matrix_shape(name, rows, columns, Matrix::max_block_columns);
     if (error_) return {};
@@ -167,7 +167,7 @@ class ParameterSource {
   [[nodiscard]] Status status() const { return error_ ? Status(*error_) : success(); }
 
   /// The first error, or one that names an array nobody asked for. Names that start with `reserved` are left alone.
-  [[nodiscard]] Status finish(const std::string& reserved) const {
+  [[nodiscard]] STRATA_COLD Status finish(const std::string& reserved) const {
     if (error_) return *error_;
     const std::vector<ArrayView>& arrays = archive_.arrays();
     for (std::size_t i = 0; i < arrays.size(); ++i)
@@ -178,7 +178,7 @@ class ParameterSource {
   }
 
  private:
-  const ArrayView* take(const std::string& name, DataType type, const std::vector<index_t>& shape) {
+  STRATA_COLD const ArrayView* take(const std::string& name, DataType type, const std::vector<index_t>& shape) {
     if (error_) return nullptr;
     const ArrayView* found = archive_.find(name);
     if (found == nullptr) {
@@ -208,7 +208,7 @@ class ParameterSource {
   using MatrixArrays = std::array<const ArrayView*, 3>;
 
   /// Of the matrix `name`, of any types. The first error is kept.
-  MatrixShape matrix_shape(const std::string& name, index_t rows, index_t columns, index_t max_block_columns) {
+  STRATA_COLD MatrixShape matrix_shape(const std::string& name, index_t rows, index_t columns, index_t max_block_columns) {
     constexpr index_t max_row_group = LeveledCsr<float, ConvIndex>::max_row_group;  // of all index types
     const auto shape = array<std::int64_t>(name + ".shape", {4});
     if (error_) return {};
@@ -231,7 +231,7 @@ class ParameterSource {
   }
 
   /// Of stratum `s` of the matrix `name`. The first error is kept; without one none is null.
-  MatrixArrays matrix_arrays(const std::string& name, int s, index_t rows, index_t blocks, DataType scalar,
+  STRATA_COLD MatrixArrays matrix_arrays(const std::string& name, int s, index_t rows, index_t blocks, DataType scalar,
                              DataType index) {
     const std::string suffix = "." + std::to_string(s);
     const std::string values = name + ".values" + suffix;
@@ -241,7 +241,7 @@ class ParameterSource {
             take(name + ".lengths" + suffix, index, {blocks, rows})};
   }
 
-  [[nodiscard]] static std::string text(const std::vector<index_t>& shape) {
+  [[nodiscard]] STRATA_COLD static std::string text(const std::vector<index_t>& shape) {
     std::string result = "[";
     for (std::size_t i = 0; i < shape.size(); ++i) result += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
     return result + "]";

@@ -57,7 +57,7 @@ class Session {
 
   /// Runs every level once: shapes are checked and the arena gets all memory it will need.
   /// Raises: threads or batch below 1, layers whose shapes do not fit together (names the layer).
-  explicit Session(Model model, const SessionOptions& options = {})
+  STRATA_COLD explicit Session(Model model, const SessionOptions& options = {})
       : model_(std::move(model)),
         batch_(options.batch),
         pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
@@ -218,7 +218,7 @@ class Session {
     return level;
   }
 
-  void require_size(std::span<const Scalar> input) const {
+  STRATA_COLD void require_size(std::span<const Scalar> input) const {
     if (input.size() != input_.size())
       raise(Error({"input"}, {batch_, " x ", detail::text(model_.input_shape()), " numbers"},
                   {input.size(), " numbers"}));

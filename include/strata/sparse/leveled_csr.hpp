@@ -115,7 +115,7 @@ class LeveledCsr {
   /// Views the stored arrays of every stratum and the [blocks][rows] `order`, which `owner` keeps alive. The arrays are
   /// checked whole: lengths that do not add up, columns outside their block, not ascending, or already in a lower
   /// stratum, and an order that lists a row of a group twice are errors.
-  [[nodiscard]] static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
+  [[nodiscard]] STRATA_COLD static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
                                                       index_t row_group, std::span<const std::uint8_t> order,
                                                       std::span<const Arrays> arrays,
                                                       const std::shared_ptr<const void>& owner = nullptr) {
@@ -200,7 +200,7 @@ class LeveledCsr {
   LeveledCsr(index_t rows, index_t columns, index_t block_columns, index_t row_group)
       : rows_(rows), columns_(columns), block_columns_(block_columns), row_group_(row_group) {}
 
-  [[nodiscard]] static Status check_shape(index_t rows, index_t columns, index_t block_columns, index_t row_group) {
+  [[nodiscard]] STRATA_COLD static Status check_shape(index_t rows, index_t columns, index_t block_columns, index_t row_group) {
     if (rows < 0 || columns < 0) return Error({"level-sorted CSR"}, {"a shape of 0 or more"}, {rows, " x ", columns});
     if (block_columns < 1 || block_columns > max_block_columns)
       return Error({"level-sorted CSR"}, {"1 to ", max_block_columns, " columns a block"}, {block_columns});

@@ -21,7 +21,7 @@ class Conv2d {
   [[nodiscard]] const Conv2dOptions& options() const noexcept { return options_; }
   [[nodiscard]] const LayerWeights<Scalar, ConvIndex>& weights() const noexcept { return weights_; }
 
-  void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
+  STRATA_COLD void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
     name_ = name;
     const index_t taps = options_.kernel.h * options_.kernel.w;
     // 96 columns of three vectors stay in L1 while the dense kernel passes over all rows.
