@@ -41,7 +41,7 @@ class ErrorText {
   ErrorText(Number number)  // NOLINT(google-explicit-constructor)
       : number_(std::bit_cast<std::uint64_t>(static_cast<double>(number))), kind_(Kind::real) {}
 
-  void append_to(std::string& target) const {
+  STRATA_COLD void append_to(std::string& target) const {
     switch (kind_) {
       case Kind::text:
         target += text_;

@@ -47,7 +47,7 @@ namespace detail {
 }
 
 /// Appends a code point as UTF-8.
-inline void append_utf8(std::string& text, std::uint32_t code) {
+STRATA_COLD inline void append_utf8(std::string& text, std::uint32_t code) {
   const auto tail = [&](unsigned shift) { text += static_cast<char>(0x80U | ((code >> shift) & 0x3FU)); };
   if (code < 0x80) {
     text += static_cast<char>(code);
