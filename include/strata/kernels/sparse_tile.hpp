@@ -179,11 +179,10 @@ struct RowSums {
   std::array<Tail, tail ? 1 : 0> last;
 };
 
-/// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers. Not inlined, because compilers then find
-/// registers for two strata (measured: a fifth faster).
+/// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers.
 template <class Arch, bool tail, int strata, class Scalar, class Index, std::size_t... v>
-[[gnu::noinline]] void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJob<Scalar>& job,
-                                   std::index_sequence<v...>) noexcept {
+void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJob<Scalar>& job,
+                 std::index_sequence<v...>) noexcept {
   // How far each stratum was read: one number beside constant pointers, since compilers make slow vectors of pointers
   // that move together.
   std::array<index_t, strata> at{};
