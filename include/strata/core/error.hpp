@@ -2,11 +2,13 @@
 // `Result<T>`, its value form, for builds without exceptions. Running a network reports nothing because it cannot fail.
 #pragma once
 
+#include <bit>
 #include <concepts>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -14,7 +16,8 @@
 #include <utility>
 #include <variant>
 
-/// Code that runs only when something is wrong: never inlined, kept away from the rest.
+/// Code that runs only when something is wrong, or once while loading: never inlined, optimised for size, kept away from
+/// the rest.
 #if defined(__GNUC__)
 #define STRATA_COLD [[gnu::cold, gnu::noinline]]
 #else
@@ -23,7 +26,7 @@
 
 namespace strata {
 
-/// A piece of an error's text: a string or a whole number, put into words only when there is an error. Strings have to
+/// A piece of an error's text: a string or a number, put into words only when there is an error. Strings have to
 /// live until the end of the expression.
 class ErrorText {
  public:
@@ -34,7 +37,11 @@ class ErrorText {
   ErrorText(Number number)  // NOLINT(google-explicit-constructor)
       : number_(static_cast<std::uint64_t>(number)), kind_(std::is_signed_v<Number> ? Kind::integer : Kind::natural) {}
 
-  void append_to(std::string& target) const {
+  template <std::floating_point Number>
+  ErrorText(Number number)  // NOLINT(google-explicit-constructor)
+      : number_(std::bit_cast<std::uint64_t>(static_cast<double>(number))), kind_(Kind::real) {}
+
+  STRATA_COLD void append_to(std::string& target) const {
     switch (kind_) {
       case Kind::text:
         target += text_;
@@ -45,11 +52,14 @@ class ErrorText {
       case Kind::natural:
         target += std::to_string(number_);
         break;
+      case Kind::real:
+        target += std::to_string(std::bit_cast<double>(number_));
+        break;
     }
   }
 
  private:
-  enum class Kind : std::uint8_t { text, integer, natural };
+  enum class Kind : std::uint8_t { text, integer, natural, real };
   std::string_view text_;
   std::uint64_t number_ = 0;
   Kind kind_ = Kind::text;
@@ -62,13 +72,14 @@ class Error : public std::runtime_error {
  public:
   using Text = std::initializer_list<ErrorText>;
 
-  STRATA_COLD Error(std::string where, std::string expected, std::string found)
-      : std::runtime_error(where + ": expected " + expected + ", found " + found),
-        where_(std::move(where)),
-        expected_(std::move(expected)),
-        found_(std::move(found)) {}
+  STRATA_COLD Error(const ErrorText& where, const ErrorText& expected, const ErrorText& found)
+      : Error(Text{where}, Text{expected}, Text{found}) {}
   /// From pieces: `Error({"stratum ", s}, {count, " entries"}, {size})`.
-  STRATA_COLD Error(Text where, Text expected, Text found) : Error(joined(where), joined(expected), joined(found)) {}
+  STRATA_COLD Error(Text where, Text expected, Text found)
+      : std::runtime_error(joined(where) + ": expected " + joined(expected) + ", found " + joined(found)),
+        where_(joined(where)),
+        expected_(joined(expected)),
+        found_(joined(found)) {}
   STRATA_COLD Error(const Error& other) = default;
   STRATA_COLD Error(Error&& other) noexcept
       : std::runtime_error(other),
@@ -114,31 +125,33 @@ class Error : public std::runtime_error {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}      // NOLINT(google-explicit-constructor)
+  Result(Error error) : error_(std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
-  [[nodiscard]] bool ok() const noexcept { return state_.index() == 0; }
+  [[nodiscard]] bool ok() const noexcept { return value_.has_value(); }
   explicit operator bool() const noexcept { return ok(); }
 
   /// Precondition: `!ok()`.
-  [[nodiscard]] const Error& error() const { return *std::get_if<1>(&state_); }
+  [[nodiscard]] const Error& error() const { return *error_; }
 
   /// The value; raises the error if there is none.
   [[nodiscard]] T& value() & {
     if (!ok()) raise(error());
-    return *std::get_if<0>(&state_);
+    return *value_;
   }
   [[nodiscard]] const T& value() const& {
     if (!ok()) raise(error());
-    return *std::get_if<0>(&state_);
+    return *value_;
   }
   [[nodiscard]] T&& value() && {
     if (!ok()) raise(error());
-    return std::move(*std::get_if<0>(&state_));
+    return *std::move(value_);
   }
 
  private:
-  std::variant<T, Error> state_;
+  // One of the two has a value. A `std::variant` takes compilers much longer.
+  std::optional<T> value_;
+  std::optional<Error> error_;
 };
 
 /// Success or an error, where there is no value to return.

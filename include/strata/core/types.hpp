@@ -4,6 +4,7 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 namespace strata {
@@ -56,7 +57,12 @@ namespace detail {
 
 /// "channels x height x width", for messages.
 [[nodiscard]] inline std::string text(Shape shape) {
-  return std::to_string(shape.channels) + " x " + std::to_string(shape.height) + " x " + std::to_string(shape.width);
+  std::string text;
+  for (const index_t extent : {shape.channels, shape.height, shape.width}) {
+    if (!text.empty()) text += " x ";
+    text += std::to_string(extent);
+  }
+  return text;
 }
 
 }  // namespace detail

@@ -26,7 +26,7 @@ namespace strata::io {
   const std::string temporary = path + ".tmp";
 #endif
   std::FILE* file = std::fopen(temporary.c_str(), "wb");
-  if (file == nullptr) return Error(path, "a directory to write to", "that " + temporary + " cannot be made");
+  if (file == nullptr) return Error({path}, {"a directory to write to"}, {"that ", temporary, " cannot be made"});
   bool good = true;
   for (const auto& piece : pieces)
     good = good && (piece.empty() || std::fwrite(piece.data(), 1, piece.size(), file) == piece.size());

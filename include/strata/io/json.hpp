@@ -47,7 +47,7 @@ namespace detail {
 }
 
 /// Appends a code point as UTF-8.
-inline void append_utf8(std::string& text, std::uint32_t code) {
+STRATA_COLD inline void append_utf8(std::string& text, std::uint32_t code) {
   const auto tail = [&](unsigned shift) { text += static_cast<char>(0x80U | ((code >> shift) & 0x3FU)); };
   if (code < 0x80) {
     text += static_cast<char>(code);
@@ -240,12 +240,11 @@ class JsonValue {
     scanner.skip_space();
     const std::size_t start = scanner.at();
     const bool good = scanner.take_value(depth);
-    if (scanner.too_deep()) return Error("JSON", "nesting of at most " + std::to_string(depth), "deeper");
+    if (scanner.too_deep()) return Error({"JSON"}, {"nesting of at most ", depth}, {"deeper"});
     const std::size_t end = scanner.at();
     scanner.skip_space();
-    if (!good || !scanner.at_end())
-      return Error("JSON", "valid JSON", "something else at byte " + std::to_string(scanner.at()));
-    if (scanner.twice()) return Error("JSON", "names given once", "\"" + *scanner.twice() + "\" twice");
+    if (!good || !scanner.at_end()) return Error({"JSON"}, {"valid JSON"}, {"something else at byte ", scanner.at()});
+    if (scanner.twice()) return Error({"JSON"}, {"names given once"}, {"\"", *scanner.twice(), "\" twice"});
     return JsonValue(text.substr(start, end - start));
   }
 

@@ -28,7 +28,7 @@ namespace strata::io {
 class MappedFile {
  public:
   /// Error: the file cannot be opened or read.
-  [[nodiscard]] static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
+  [[nodiscard]] STRATA_COLD static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
     std::shared_ptr<MappedFile> file(new MappedFile());
 #if defined(STRATA_HAS_MMAP)
     // Without O_NONBLOCK a pipe would wait for a writer before it can be refused.
@@ -58,7 +58,7 @@ class MappedFile {
     auto* memory = static_cast<std::byte*>(::operator new (file->size_ + 1, std::align_val_t{64}));
     file->data_ = memory;
     if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(file->size_)))
-      return Error(path, std::to_string(file->size_) + " readable bytes", "fewer");
+      return Error({path}, {file->size_, " readable bytes"}, {"fewer"});
 #endif
     return std::shared_ptr<const MappedFile>(std::move(file));
   }

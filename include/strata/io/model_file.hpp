@@ -34,40 +34,37 @@ inline constexpr std::string_view stratum_end_prefix = "strata.stratum_end.";
 
 namespace detail {
 
-[[nodiscard]] inline Result<std::uint64_t> metadata_number(const Archive& archive, const std::string& key) {
+[[nodiscard]] STRATA_COLD inline Result<std::uint64_t> metadata_number(const Archive& archive, const std::string& key) {
   const auto found = archive.metadata().find(key);
-  if (found == archive.metadata().end()) return Error("metadata " + key, "a number", "none");
+  if (found == archive.metadata().end()) return Error({"metadata ", key}, {"a number"}, {"none"});
   std::uint64_t number = 0;
   if (!strata::detail::parse_number(found->second, number))
-    return Error("metadata " + key, "a number", "\"" + found->second + "\"");
+    return Error({"metadata ", key}, {"a number"}, {"\"", found->second, "\""});
   return number;
 }
 
-[[nodiscard]] inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
+[[nodiscard]] STRATA_COLD inline Result<std::vector<std::uint64_t>> stratum_ends(const SafetensorsContents& contents) {
   const auto version = contents.archive.metadata().find(std::string(format_key));
   if (version == contents.archive.metadata().end())
-    return Error("metadata " + std::string(format_key), "a strata model file", "none: some other safetensors file");
+    return Error({"metadata ", format_key}, {"a strata model file"}, {"none: some other safetensors file"});
   if (version->second != format_version)
-    return Error("metadata " + std::string(format_key), "version " + std::string(format_version),
-                 "version " + version->second);
+    return Error({"metadata ", format_key}, {"version ", format_version}, {"version ", version->second});
   Result<std::uint64_t> levels = metadata_number(contents.archive, std::string(levels_key));
   if (!levels) return levels.error();
   if (levels.value() < 1 || levels.value() > StratumMap::max_levels)
-    return Error("metadata " + std::string(levels_key), "1 to 255", std::to_string(levels.value()));
+    return Error({"metadata ", levels_key}, {"1 to 255"}, {levels.value()});
   std::vector<std::uint64_t> ends;
   for (std::uint64_t level = 0; level < levels.value(); ++level) {
     Result<std::uint64_t> end =
         metadata_number(contents.archive, std::string(stratum_end_prefix) + std::to_string(level));
     if (!end) return end.error();
     if (end.value() > contents.data_bytes || (level > 0 && end.value() < ends.back()))
-      return Error("metadata " + std::string(stratum_end_prefix) + std::to_string(level),
-                   "ascending ends within " + std::to_string(contents.data_bytes) + " bytes",
-                   std::to_string(end.value()));
+      return Error({"metadata ", stratum_end_prefix, level}, {"ascending ends within ", contents.data_bytes, " bytes"},
+                   {end.value()});
     ends.push_back(end.value());
   }
   if (ends.back() != contents.data_bytes)
-    return Error("metadata " + std::string(stratum_end_prefix) + std::to_string(ends.size() - 1),
-                 std::to_string(contents.data_bytes), std::to_string(ends.back()));
+    return Error({"metadata ", stratum_end_prefix, ends.size() - 1}, {contents.data_bytes}, {ends.back()});
   return ends;
 }
 
@@ -75,7 +72,7 @@ namespace detail {
 
 /// The arrays of a model file in memory, whole or cut at the end of a stratum; `archive.levels()` are the levels that
 /// are there. Errors: not a model file, another version, cut anywhere else, anything `parse_safetensors` refuses.
-[[nodiscard]] inline Result<Archive> parse_model(std::span<const std::byte> file, std::shared_ptr<const void> owner) {
+[[nodiscard]] STRATA_COLD inline Result<Archive> parse_model(std::span<const std::byte> file, std::shared_ptr<const void> owner) {
   Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
   if (!parsed) return parsed.error();
   const SafetensorsContents& contents = parsed.value();
@@ -85,13 +82,11 @@ namespace detail {
   std::size_t levels = 0;
   while (levels < ends.value().size() && ends.value()[levels] <= available) ++levels;
   if (levels == 0 || ends.value()[levels - 1] != available)
-    return Error("data", "a file that ends where a level does",
-                 std::to_string(available) + " bytes: the file is cut off");
+    return Error({"data"}, {"a file that ends where a level does"}, {available, " bytes: the file is cut off"});
   for (std::size_t level = 0; level < levels; ++level)
     if (const std::uint64_t end = ends.value()[level];
         end != 0 && !std::binary_search(contents.array_ends.begin(), contents.array_ends.end(), end))
-      return Error("metadata " + std::string(stratum_end_prefix) + std::to_string(level), "the end of an array",
-                   std::to_string(end));
+      return Error({"metadata ", stratum_end_prefix, level}, {"the end of an array"}, {end});
   Archive archive;
   archive.set_levels(static_cast<int>(levels));
   for (const auto& [key, value] : contents.archive.metadata())
@@ -109,7 +104,7 @@ namespace detail {
 }
 
 /// `parse_model` of a file, mapped. Errors name the file.
-[[nodiscard]] inline Result<Archive> read_model(const std::string& path) {
+[[nodiscard]] STRATA_COLD inline Result<Archive> read_model(const std::string& path) {
   auto file = MappedFile::open(path);
   if (!file) return file.error();
   Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
@@ -128,14 +123,13 @@ namespace detail {
   std::vector<std::size_t> counts;
   for (const ArrayView& view : archive.arrays()) {
     if (view.stratum < 0 || view.stratum >= archive.levels())
-      return Error(path + ": " + view.name, "a stratum below " + std::to_string(archive.levels()),
-                   std::to_string(view.stratum));
+      return Error({path, ": ", view.name}, {"a stratum below ", archive.levels()}, {view.stratum});
     if (!detail::is_utf8(view.name)) return Error(path, "array names in UTF-8", "another");
     double bytes = static_cast<double>(size_of(view.type));
     for (const index_t extent : view.shape) bytes *= extent < 0 ? -1.0 : static_cast<double>(extent);
     if (bytes != static_cast<double>(view.bytes.size()))
-      return Error(path + ": " + view.name, "as many bytes as its shape tells", std::to_string(view.bytes.size()));
-    if (view.name.starts_with("__")) return Error(path + ": " + view.name, "a name without leading __", view.name);
+      return Error({path, ": ", view.name}, {"as many bytes as its shape tells"}, {view.bytes.size()});
+    if (view.name.starts_with("__")) return Error({path, ": ", view.name}, {"a name without leading __"}, {view.name});
   }
   for (int stratum = 0; stratum < archive.levels(); ++stratum) {
     bool first = stratum > 0;
@@ -166,7 +160,7 @@ namespace detail {
   auto ends = detail::stratum_ends(contents.value());
   if (!ends) return ends.error().within(path);
   if (level.index < 0 || static_cast<std::size_t>(level.index) >= ends.value().size())
-    return Error(path, "a level below " + std::to_string(ends.value().size()), std::to_string(level.index));
+    return Error({path}, {"a level below ", ends.value().size()}, {level.index});
   return contents.value().data_start + ends.value()[static_cast<std::size_t>(level.index)];
 }
 
@@ -176,7 +170,7 @@ namespace detail {
   Result<Archive> whole = read_model(source);
   if (!whole) return whole.error();
   if (level.index < 0 || level.index >= whole.value().levels())
-    return Error(source, "a level below " + std::to_string(whole.value().levels()), std::to_string(level.index));
+    return Error({source}, {"a level below ", whole.value().levels()}, {level.index});
   Archive archive;
   archive.set_levels(level.index + 1);
   archive.metadata() = whole.value().metadata();
@@ -204,7 +198,7 @@ template <template <class> class Net, class Family = Inference<>>
   }
   const std::string prefix(self_check_prefix);
   if (!archive.add<Scalar>(prefix + "input", {static_cast<index_t>(input.size())}, 0, input))
-    return Error(prefix + "input", "an archive without a self-check", "one");
+    return Error({prefix, "input"}, {"an archive without a self-check"}, {"one"});
   for (int level = 0; level < archive.levels(); ++level) {
     const auto output = session.run(input, Level{level});
     archive.add<Scalar>(prefix + "output." + std::to_string(level), {static_cast<index_t>(output.size())}, level,
@@ -216,15 +210,15 @@ template <template <class> class Net, class Family = Inference<>>
 /// Replays the self-check of `archive` on `model`. Errors: no self-check, sizes that do not fit, an output that differs
 /// by more than `tolerance` relative to the level's largest.
 template <class Model>
-[[nodiscard]] Status run_self_check(const Model& model, const Archive& archive, double tolerance = 1e-4) {
+[[nodiscard]] STRATA_COLD Status run_self_check(const Model& model, const Archive& archive, double tolerance = 1e-4) {
   using Scalar = typename Model::Family::Scalar;
   const std::string prefix(self_check_prefix);
   Session<Model> session(model);
   const auto stored = [&](const std::string& name, std::size_t size) -> Result<std::span<const Scalar>> {
     const ArrayView* view = archive.find(prefix + name);
-    if (view == nullptr) return Error(prefix + name, "a self-check", "none in this file");
+    if (view == nullptr) return Error({prefix, name}, {"a self-check"}, {"none in this file"});
     if (view->type != data_type_of<Scalar>() || static_cast<std::size_t>(view->size()) != size)
-      return Error(prefix + name, std::to_string(size) + " numbers", std::to_string(view->size()));
+      return Error({prefix, name}, {size, " numbers"}, {view->size()});
     return view->template as<Scalar>();
   };
   auto input = stored("input", session.input().size());
@@ -240,8 +234,7 @@ template <class Model>
       const auto a = static_cast<double>(found[i]);
       const auto b = static_cast<double>(expected.value()[i]);
       if (!(std::abs(a - b) <= tolerance * scale))
-        return Error("self-check of level " + std::to_string(level) + ", output " + std::to_string(i),
-                     std::to_string(b), std::to_string(a));
+        return Error({"self-check of level ", level, ", output ", i}, {b}, {a});
     }
   }
   return success();
@@ -254,7 +247,7 @@ struct LoadOptions {
 /// The network `Net` from a model file, or from a prefix of one that ends with a level. The file is mapped; weights are
 /// used where they lie. Errors name the file, the array, what was expected and what was found.
 template <template <class> class Net, class Family = Inference<>>
-[[nodiscard]] Result<Model<Net, Family>> try_load(const std::string& path, const LoadOptions& options = {}) {
+[[nodiscard]] STRATA_COLD Result<Model<Net, Family>> try_load(const std::string& path, const LoadOptions& options = {}) {
   Result<Archive> archive = io::read_model(path);
   if (!archive) return archive.error();
   auto model = Model<Net, Family>::from_archive(archive.value());

@@ -43,14 +43,14 @@ class StrictReader {
       const auto member =
           std::find_if(found.begin(), found.end(), [&](const JsonMember& candidate) { return candidate.name == name; });
       if (member == found.end()) {
-        fail(Error(place, "a member \"" + std::string(name) + "\"", "none"));
+        fail(Error({place}, {"a member \"", name, "\""}, {"none"}));
       } else {
         values.push_back(member->value);
       }
     }
     for (const JsonMember& member : found)
       if (std::find(names.begin(), names.end(), member.name) == names.end())
-        fail(Error(place, "no such member", "\"" + member.name + "\""));
+        fail(Error({place}, {"no such member"}, {"\"", member.name, "\""}));
     if (error_) values.clear();
     return values;
   }
@@ -66,8 +66,7 @@ class StrictReader {
     const std::optional<std::uint64_t> number = value.whole();
     if (number && *number <= static_cast<std::uint64_t>(most) && static_cast<std::int64_t>(*number) >= least)
       return static_cast<std::int64_t>(*number);
-    fail(
-        Error(place, "a whole number from " + std::to_string(least) + " to " + std::to_string(most), "something else"));
+    fail(Error({place}, {"a whole number from ", least, " to ", most}, {"something else"}));
     return least;
   }
   [[nodiscard]] double time(const JsonValue& value, const std::string& place) {
@@ -81,7 +80,7 @@ class StrictReader {
                                                 std::size_t most) {
     if (error_) return {};
     if (auto list = value.elements(most); list && list->size() >= least) return *std::move(list);
-    fail(Error(place, "a list of " + std::to_string(least) + " to " + std::to_string(most), "something else"));
+    fail(Error({place}, {"a list of ", least, " to ", most}, {"something else"}));
     return {};
   }
   void fail(Error error) {
@@ -131,7 +130,7 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
   for (std::size_t i = 0; i < quantiles.size(); ++i) {
     times.quantiles[i] = reader.time(quantiles[i], place + " quantiles");
     if (i > 0 && times.quantiles[i] < times.quantiles[i - 1])
-      reader.fail(Error(place + " quantiles", "ascending times", "others"));
+      reader.fail(Error({place, " quantiles"}, {"ascending times"}, {"others"}));
   }
   return times;
 }
@@ -181,15 +180,15 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
 /// The profile that `text` holds. Errors: anything that `profile_text` does not write.
 [[nodiscard]] inline Result<Profile> parse_profile(std::string_view text) {
   if (text.size() > max_profile_bytes)
-    return Error("profile", "at most " + std::to_string(max_profile_bytes) + " bytes", std::to_string(text.size()));
+    return Error({"profile"}, {"at most ", max_profile_bytes, " bytes"}, {text.size()});
   const Result<JsonValue> parsed = JsonValue::parse(text, 8);
   if (!parsed) return parsed.error();
   detail::StrictReader reader;
   const std::vector<JsonValue> members = reader.members(parsed.value(), "profile", detail::profile_members);
   if (reader.error()) return *reader.error();
-  if (members[0].text() != profile_format) return Error("profile: format", std::string(profile_format), "another");
+  if (members[0].text() != profile_format) return Error("profile: format", profile_format, "another");
   if (members[1].whole() != std::uint64_t{profile_version})
-    return Error("profile: version", std::to_string(profile_version), std::string(members[1].source().substr(0, 200)));
+    return Error("profile: version", profile_version, members[1].source().substr(0, 200));
   const auto probabilities = reader.elements(members[9], "profile: probabilities", 0, profile_probabilities.size());
   bool same = probabilities.size() == profile_probabilities.size();
   for (std::size_t i = 0; same && i < probabilities.size(); ++i)

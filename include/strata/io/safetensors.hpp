@@ -42,7 +42,7 @@ struct SafetensorsContents {
 
 namespace detail {
 
-[[nodiscard]] inline std::optional<DataType> data_type_named(const std::string& name) {
+[[nodiscard]] STRATA_COLD inline std::optional<DataType> data_type_named(const std::string& name) {
   for (const DataType type :
        {DataType::u8, DataType::u16, DataType::u32, DataType::i32, DataType::i64, DataType::f32, DataType::f64})
     if (name == name_of(type)) return type;
@@ -56,7 +56,7 @@ struct Entry {
 };
 
 /// One array's description. Errors: members missing, of the wrong kind, or that do not fit together.
-[[nodiscard]] inline Result<Entry> parse_entry(const std::string& name, const JsonValue& value) {
+[[nodiscard]] STRATA_COLD inline Result<Entry> parse_entry(const std::string& name, const JsonValue& value) {
   const auto found = [](const JsonValue& what) { return std::string(what.source().substr(0, 200)); };
   std::optional<JsonValue> dtype;
   std::optional<JsonValue> shape;
@@ -94,8 +94,7 @@ struct Entry {
   entry.begin = *begin;
   entry.end = *end;
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
-    return Error(name, std::to_string(bytes) + " bytes for its shape and dtype",
-                 "offsets " + std::to_string(entry.begin) + " to " + std::to_string(entry.end));
+    return Error({name}, {bytes, " bytes for its shape and dtype"}, {"offsets ", entry.begin, " to ", entry.end});
   return entry;
 }
 
@@ -129,15 +128,14 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
 /// Views the arrays of a file that lies in memory, which `owner` keeps alive. With `allow_prefix` the file may end
 /// early, after any array; arrays beyond its end are left out. Errors: anything the format forbids, dtypes without a
 /// stored form here, arrays that are not aligned to their elements.
-[[nodiscard]] inline Result<SafetensorsContents> parse_safetensors(std::span<const std::byte> file,
+[[nodiscard]] STRATA_COLD inline Result<SafetensorsContents> parse_safetensors(std::span<const std::byte> file,
                                                                    std::shared_ptr<const void> owner,
                                                                    bool allow_prefix = false) {
-  if (file.size() < 8) return Error("header", "8 bytes of header length", std::to_string(file.size()) + " bytes");
+  if (file.size() < 8) return Error({"header"}, {"8 bytes of header length"}, {file.size(), " bytes"});
   std::uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data(), 8);
   if (header_bytes > max_header_bytes || header_bytes > file.size() - 8)
-    return Error("header", "a length within the file of " + std::to_string(file.size()) + " bytes",
-                 std::to_string(header_bytes));
+    return Error({"header"}, {"a length within the file of ", file.size(), " bytes"}, {header_bytes});
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + 8, static_cast<std::size_t>(header_bytes));
   if (text.empty() || text.front() != '{') return Error("header", "JSON that starts with {", "something else");
   constexpr int nesting = 4;  // one more than the format has, so that what is wrong inside an array names the array
@@ -152,7 +150,7 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
       if (!value.is_object()) return Error("__metadata__", "an object", "something else");
       for (const auto& [key, entry] : value.members()) {
         std::optional<std::string> metadata = entry.text();
-        if (!metadata) return Error("__metadata__." + key, "text", "something else");
+        if (!metadata) return Error({"__metadata__.", key}, {"text"}, {"something else"});
         contents.archive.metadata()[key] = *std::move(metadata);
       }
       continue;
@@ -174,14 +172,13 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
   for (detail::Entry* const place : order) {
     detail::Entry& entry = *place;
     if (entry.begin != next)
-      return Error(entry.view.name, "data from byte " + std::to_string(next) + ", without holes or overlap",
-                   "from byte " + std::to_string(entry.begin));
+      return Error({entry.view.name}, {"data from byte ", next, ", without holes or overlap"},
+                   {"from byte ", entry.begin});
     next = entry.end;
     ends_between_arrays = ends_between_arrays || entry.end == available;
     if (entry.end > available) continue;
     if ((contents.data_start + entry.begin) % static_cast<std::uint64_t>(size_of(entry.view.type)) != 0)
-      return Error(entry.view.name, "data aligned to its elements",
-                   "byte " + std::to_string(contents.data_start + entry.begin));
+      return Error({entry.view.name}, {"data aligned to its elements"}, {"byte ", contents.data_start + entry.begin});
     if (entry.view.name.starts_with(padding_prefix)) continue;
     entry.view.bytes = file.subspan(static_cast<std::size_t>(contents.data_start + entry.begin),
                                     static_cast<std::size_t>(entry.end - entry.begin));
@@ -189,9 +186,9 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
     contents.archive.add_view(std::move(entry.view));
   }
   contents.data_bytes = next;
-  if (next < available) return Error("data", std::to_string(next) + " bytes", std::to_string(available) + " bytes");
+  if (next < available) return Error({"data"}, {next, " bytes"}, {available, " bytes"});
   if (next > available && !(allow_prefix && ends_between_arrays))
-    return Error("data", std::to_string(next) + " bytes", std::to_string(available) + " bytes: the file is cut off");
+    return Error({"data"}, {next, " bytes"}, {available, " bytes: the file is cut off"});
   contents.archive.keep(std::move(owner));
   return contents;
 }

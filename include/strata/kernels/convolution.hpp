@@ -15,12 +15,12 @@
 namespace strata::kernels {
 
 /// One call per kind of weights, so that everything above is the same for sparse and dense.
-template <class Arch, bool tails, class Scalar, class Index>
+template <class Arch, class Scalar, class Index>
 void multiply_tile(const LeveledCsr<Scalar, Index>& weights, Level level, RowWidth width,
                    const TileJob<Scalar>& job) noexcept {
-  sparse_tile<Arch, tails>(weights, level, width, job);
+  sparse_tile<Arch>(weights, level, width, job);
 }
-template <class Arch, bool tails, class Scalar>
+template <class Arch, class Scalar>
 void multiply_tile(const DenseMatrix<Scalar>& weights, Level, RowWidth width, const TileJob<Scalar>& job) noexcept {
   dense_tile<Arch>(weights, width.vectors + (width.tail ? 1 : 0), job);
 }
@@ -92,9 +92,8 @@ class WorkSplit {
 /// output = epilogue(convolution of input with weights) at `level`. `weights` is a `LeveledCsr` or a `DenseMatrix` of
 /// shape.out_channels x shape.columns(). Residual: laid out as the output. Scratch comes from `arena`.
 /// Preconditions: layouts fit the shape, level within the weights' levels, rows of one group of channels are whole
-/// `row_group`s if there are several groups. `pointwise`: the shape is, and the tiles are whole vectors; spares the
-/// compiler the rest (linear layers).
-template <class Arch, bool pointwise = false, class Scalar, class Weights>
+/// `row_group`s if there are several groups.
+template <class Arch, class Scalar, class Weights>
 void convolution(const Weights& weights, Level level, const ConvolutionShape& shape, const TileLayout& in,
                  const Scalar* input, const TileLayout& out, Scalar* output, const Epilogue<Scalar>& epilogue,
                  Arena& arena, Executor& executor) {
@@ -103,7 +102,7 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
   if (out.size() == 0) return;
   // A single vector has no lanes side by side: seen as a tile of one pixel it is computed by the scalar twin's rules in
   // the linear layers; a convolution pads it to one vector of pixels.
-  const bool direct = pointwise || (shape.pointwise() && in.tile_pitch % lanes == 0);
+  const bool direct = shape.pointwise() && in.tile_pitch % lanes == 0;
   const Pieces pieces(ceil_div(out.tile_pitch, lanes), max_piece<Batch>(weights));
   const PanelPlan plan(shape, in, out, weights.block_columns(), lanes, pieces.begin(1));
   const bool grouped = shape.groups > 1;
@@ -152,13 +151,13 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
             const index_t channel = group * (shape.in_channels / shape.groups) + column;
             job.panel = input + tile * in.tile_size() + channel * in.tile_pitch + begin;
             job.panel_pitch = in.tile_pitch;
-          } else if constexpr (!pointwise) {
+          } else {
             job.panel = panel;
             job.panel_pitch = end - begin;
             plan.template fill<Arch>(input, {tile, group, column, weights.block_width(block), begin, end - begin},
                                      panel);
           }
-          multiply_tile<Arch, !pointwise>(weights, level, width, job);
+          multiply_tile<Arch>(weights, level, width, job);
         }
       }
     });

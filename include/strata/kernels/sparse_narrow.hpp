@@ -1,4 +1,4 @@
-// Level-sorted CSR times a few vectors that lie side by side in the lanes: linear layers over a small batch. One or two
+// Level-sorted CSR times a few vectors that lie side by side in the lanes: linear layers over a batch. One or two
 // SIMD vectors a row are too few sums to hide the latency of multiply-adds, hence several for each row; a batch that
 // fills at most half of a vector is computed with narrower vectors, whose input fits the first cache.
 #pragma once
@@ -38,26 +38,31 @@ template <class Scalar, class Arch>
 
 namespace detail {
 
-template <class Arch, class Scalar>
+template <class Arch, index_t vectors, class Scalar>
 void pack_columns(const Scalar* input, index_t pitch, index_t columns, Scalar* panel) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
-  for (index_t column = 0; column < columns; ++column, input += pitch, panel += Batch::size)
-    Batch::load_aligned(input).store_aligned(panel);
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  for (index_t column = 0; column < columns; ++column, input += pitch, panel += vectors * lanes)
+    for (index_t v = 0; v < vectors; ++v) Batch::load_aligned(input + v * lanes).store_aligned(panel + v * lanes);
 }
 
 }  // namespace detail
 
 /// Copies `columns` columns of `width` elements, `pitch` apart, next to each other; what of a column lies behind the
-/// samples is copied too. Preconditions: `width` is what `narrow_width` gives and below `pitch`, which is a multiple of
-/// the vector size; both arrays are aligned to a vector.
+/// samples is copied too. Preconditions: `width` is what `narrow_width` gives and at most `pitch`, which is a multiple
+/// of the vector size; both arrays are aligned to a vector.
 template <class Arch, class Scalar>
 void pack_narrow(const Scalar* input, index_t pitch, index_t columns, index_t width, Scalar* panel) noexcept {
   using Four = typename detail::Narrowed<Scalar, Arch, 4>::type;
   using Eight = typename detail::Narrowed<Scalar, Arch, 8>::type;
   if (width == static_cast<index_t>(xsimd::batch<Scalar, Four>::size)) {
-    detail::pack_columns<Four>(input, pitch, columns, panel);
+    detail::pack_columns<Four, 1>(input, pitch, columns, panel);
+  } else if (width == static_cast<index_t>(xsimd::batch<Scalar, Eight>::size)) {
+    detail::pack_columns<Eight, 1>(input, pitch, columns, panel);
+  } else if (width == static_cast<index_t>(xsimd::batch<Scalar, Arch>::size)) {
+    detail::pack_columns<Arch, 1>(input, pitch, columns, panel);
   } else {
-    detail::pack_columns<Eight>(input, pitch, columns, panel);
+    detail::pack_columns<Arch, 2>(input, pitch, columns, panel);
   }
 }
 

@@ -1,4 +1,4 @@
-// Level-sorted CSR times a tile of pixels: the inner kernel of sparse convolutions and of linear layers over a batch.
+// Level-sorted CSR times a tile of pixels: the inner kernel of sparse convolutions.
 // It computes a range of rows for one block of columns; who cuts the work into blocks, tiles and threads is
 // kernels/convolution.hpp and kernels/matmul.hpp.
 #pragma once
@@ -63,11 +63,16 @@ struct TailOf {
   using type = void;
 };
 template <class Scalar, class Arch>
-requires(sizeof(xsimd::batch<Scalar, Arch>) >= 64) struct TailOf<xsimd::batch<Scalar, Arch>> {
-  using type = xsimd::make_sized_batch_t<Scalar, xsimd::batch<Scalar, Arch>::size / 4>;
+requires(sizeof(xsimd::batch<Scalar, Arch>) >= 64 &&
+         xsimd::sse2::supported()) struct TailOf<xsimd::batch<Scalar, Arch>> {
+  using type = xsimd::batch<Scalar, xsimd::sse2>;
 };
 template <class Batch>
 using TailBatch = typename TailOf<Batch>::type;
+
+/// The whole vectors before a tail: of a picture of 7x7 and of the last piece of one of 14x14. Other rows end in a
+/// whole vector, because every kernel costs compile time.
+inline constexpr index_t tail_vectors = 3;
 
 /// What one kernel call computes of a row: `vectors` whole vectors and, if `tail`, a `TailBatch` after them.
 struct RowWidth {
@@ -78,9 +83,10 @@ struct RowWidth {
   template <class Batch>
   [[nodiscard]] static constexpr RowWidth of(index_t pixels) noexcept {
     constexpr auto lanes = static_cast<index_t>(Batch::size);
-    const index_t rest = pixels % lanes;
-    if constexpr (!std::is_void_v<TailBatch<Batch>>)
-      if (rest > 0 && rest <= lanes / 4) return {pixels / lanes, true};
+    if constexpr (!std::is_void_v<TailBatch<Batch>>) {
+      constexpr index_t whole = tail_vectors * lanes;
+      if (pixels > whole && pixels <= whole + lanes / 4) return {tail_vectors, true};
+    }
     return {ceil_div(pixels, lanes), false};
   }
 };
@@ -221,12 +227,11 @@ template <class Arch, bool tail, int strata, class Scalar, class Index, std::siz
   }
 }
 
-/// Two strata a pass, one for linear layers (their kernels cost compile time and serve large batches only); between
-/// passes the sums wait in the output.
+/// Two strata a pass, because every kernel costs compile time; between passes the sums wait in the output.
 template <class Arch, std::size_t vectors, bool tail, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
-  constexpr int most = sizeof(Index) == 1 ? 2 : 1;
+  constexpr int most = 2;
   if (level.index == 0) return sparse_tile<Arch, tail, 1>(matrix, 0, job, each);
   TileJob<Scalar> pass = job;
   for (int first = 0; first <= level.index; first += most) {
@@ -241,29 +246,29 @@ void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, con
   }
 }
 
-template <class Arch, bool tail, class Scalar, class Index, std::size_t... v>
+template <class Arch, class Scalar, class Index, std::size_t... v>
 void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
                     std::index_sequence<v...>) noexcept {
   using Kernel = void (*)(const LeveledCsr<Scalar, Index>&, Level, const TileJob<Scalar>&) noexcept;
-  constexpr std::size_t least = tail ? 0 : 1;
-  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + least, tail, Scalar, Index>...};
-  kernels[vectors - static_cast<index_t>(least)](matrix, level, job);
+  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, false, Scalar, Index>...};
+  kernels[vectors - 1](matrix, level, job);
 }
 
 }  // namespace detail
 
 /// output[row] (+)= matrix[row, block] x panel for the rows of the job at `level`; a row of the panel and of the output
-/// is as long as `width` says. `tails`: whether it may have one; every kernel costs compile time.
-/// Preconditions: 1 <= vectors of `width`, the tail counted as one, <= max_kernel_vectors; a tail only where the
-/// architecture has a `TailBatch`; level.index < min(matrix.levels(), max_strata).
-template <class Arch, bool tails = true, class Scalar, class Index>
+/// is as long as `width` says.
+/// Preconditions: `width` is what `RowWidth::of` gives; 1 <= its vectors <= max_kernel_vectors; level.index <
+/// min(matrix.levels(), max_strata).
+template <class Arch, class Scalar, class Index>
 void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, RowWidth width,
                  const TileJob<Scalar>& job) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr std::make_index_sequence<static_cast<std::size_t>(max_kernel_vectors<Batch>)> counts{};
-  if constexpr (tails && !std::is_void_v<TailBatch<Batch>>)
-    if (width.tail) return detail::sparse_tile_of<Arch, true>(width.vectors, matrix, level, job, counts);
-  detail::sparse_tile_of<Arch, false>(width.vectors + (!tails && width.tail ? 1 : 0), matrix, level, job, counts);
+  if constexpr (!std::is_void_v<TailBatch<Batch>>)
+    if (width.tail)
+      return detail::sparse_tile_entry<Arch, static_cast<std::size_t>(tail_vectors), true>(matrix, level, job);
+  detail::sparse_tile_of<Arch>(width.vectors, matrix, level, job, counts);
 }
 
 /// The scalar twin of `sparse_tile`: `width` pixels a row, one at a time.

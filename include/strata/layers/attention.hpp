@@ -43,16 +43,15 @@ struct MultiHeadAttentionOptions {
 /// Raises for features or units below 1.
 inline void require_valid(const BahdanauOptions& options) {
   if (options.query_features < 1 || options.memory_features < 1 || options.units < 1)
-    raise(Error("Bahdanau attention", "query features, memory features and units of at least 1",
-                std::to_string(options.query_features) + ", " + std::to_string(options.memory_features) + ", " +
-                    std::to_string(options.units)));
+    raise(Error({"Bahdanau attention"}, {"query features, memory features and units of at least 1"},
+                {options.query_features, ", ", options.memory_features, ", ", options.units}));
 }
 
 /// Raises for features or heads below 1 and for heads that do not divide the features.
 inline void require_valid(const MultiHeadAttentionOptions& options) {
   if (options.features < 1 || options.heads < 1 || options.features % options.heads != 0)
-    raise(Error("multi-head attention", "at least 1 head and features that the heads divide",
-                std::to_string(options.features) + " features, " + std::to_string(options.heads) + " heads"));
+    raise(Error({"multi-head attention"}, {"at least 1 head and features that the heads divide"},
+                {options.features, " features, ", options.heads, " heads"}));
 }
 
 }  // namespace strata

@@ -22,11 +22,9 @@ struct EmbeddingOptions {
 /// Raises for words or features below 1, a padding word beyond the table.
 inline void require_valid(const EmbeddingOptions& options) {
   if (options.words < 1 || options.features < 1)
-    raise(Error("embedding", "at least 1 word and 1 feature",
-                std::to_string(options.words) + " x " + std::to_string(options.features)));
+    raise(Error({"embedding"}, {"at least 1 word and 1 feature"}, {options.words, " x ", options.features}));
   if (options.padding_word < -1 || options.padding_word >= options.words)
-    raise(Error("embedding", "a padding word below " + std::to_string(options.words) + " or -1",
-                std::to_string(options.padding_word)));
+    raise(Error({"embedding"}, {"a padding word below ", options.words, " or -1"}, {options.padding_word}));
 }
 
 }  // namespace strata

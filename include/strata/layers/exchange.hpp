@@ -80,12 +80,12 @@ template <class Network>
 /// The config stored in `archive`. Errors: another architecture, a number missing or malformed, one that the config
 /// does not have.
 template <class Network>
-[[nodiscard]] Result<typename Network::Config> config_of(const Archive& archive) {
+[[nodiscard]] STRATA_COLD Result<typename Network::Config> config_of(const Archive& archive) {
   const auto& metadata = archive.metadata();
   const auto architecture = metadata.find(std::string(architecture_key));
   if (architecture == metadata.end()) return Error("metadata", "an architecture", "none");
   if (architecture->second != Network::architecture)
-    return Error("architecture", std::string(Network::architecture), architecture->second);
+    return Error("architecture", Network::architecture, architecture->second);
   typename Network::Config config;
   std::optional<Error> error;
   std::set<std::string> known;
@@ -95,22 +95,22 @@ template <class Network>
     const auto found = metadata.find(key);
     if (error) return;
     if (found == metadata.end()) {
-      error = Error("metadata " + key, "a number", "none");
+      error = Error({"metadata ", key}, {"a number"}, {"none"});
     } else if (!detail::parse_number(found->second, value)) {
-      error = Error("metadata " + key, "a number", "\"" + found->second + "\"");
+      error = Error({"metadata ", key}, {"a number"}, {"\"", found->second, "\""});
     }
   });
   if (error) return *error;
   for (const auto& entry : metadata)
     if (entry.first.starts_with(config_prefix) && !known.contains(entry.first))
-      return Error("metadata " + entry.first, "no such number in this network's config", entry.second);
+      return Error({"metadata ", entry.first}, {"no such number in this network's config"}, {entry.second});
   return config;
 }
 
 /// Fills every layer of `network`, whose layers are of the inference family, from `archive`, whose memory they view and
 /// keep. Errors: parameters missing, left over, of another type or shape, or with invalid contents.
 template <class Network>
-[[nodiscard]] Status from_archive(Network& network, const Archive& archive) {
+[[nodiscard]] STRATA_COLD Status from_archive(Network& network, const Archive& archive) {
   ParameterSource source(archive);
   for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.load(name, norm_name, source);

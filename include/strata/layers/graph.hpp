@@ -45,10 +45,9 @@ class Graph {
   [[nodiscard]] static Result<Graph> try_from_edges(index_t nodes, std::span<const GraphEdge> edges,
                                                     const GraphOptions& options = {}) {
     constexpr index_t most = std::numeric_limits<GraphIndex>::max();
-    if (nodes < 0 || nodes > most)
-      return Error("graph", "0 to " + std::to_string(most) + " nodes", std::to_string(nodes));
+    if (nodes < 0 || nodes > most) return Error({"graph"}, {"0 to ", most, " nodes"}, {nodes});
     if (2 * static_cast<index_t>(edges.size()) + nodes > most)
-      return Error("graph", "at most " + std::to_string(most) + " edges", std::to_string(edges.size()));
+      return Error({"graph"}, {"at most ", most, " edges"}, {edges.size()});
     struct Numbered {
       GraphEdge edge;
       std::size_t number;
@@ -59,8 +58,7 @@ class Graph {
     for (std::size_t i = 0; i < edges.size(); ++i) {
       const GraphEdge edge = edges[i];
       for (const GraphIndex end : {edge.source, edge.target})
-        if (end < 0 || end >= nodes)
-          return Error("graph: edge " + std::to_string(i), "nodes below " + std::to_string(nodes), std::to_string(end));
+        if (end < 0 || end >= nodes) return Error({"graph: edge ", i}, {"nodes below ", nodes}, {end});
       list.push_back({edge, i});
       if (edge.source == edge.target) {
         if (options.add_self_loops) looped[static_cast<std::size_t>(edge.source)] = true;
@@ -75,11 +73,10 @@ class Graph {
     std::sort(list.begin(), list.end(), before);
     for (std::size_t i = 1; i < list.size(); ++i)
       if (list[i].edge == list[i - 1].edge)
-        return Error("graph: edge " + std::to_string(list[i].number),
-                     "an edge that is not listed yet" +
-                         std::string(options.undirected ? " in either direction (the graph is undirected)" : ""),
-                     std::to_string(list[i].edge.source) + " " + std::to_string(list[i].edge.target) +
-                         ", which is edge " + std::to_string(list[i - 1].number));
+        return Error({"graph: edge ", list[i].number},
+                     {"an edge that is not listed yet",
+                      options.undirected ? " in either direction (the graph is undirected)" : ""},
+                     {list[i].edge.source, " ", list[i].edge.target, ", which is edge ", list[i - 1].number});
     std::vector<GraphEdge> sorted;
     sorted.reserve(list.size());
     for (const Numbered& numbered : list) sorted.push_back(numbered.edge);
@@ -159,27 +156,23 @@ class SparseFeatures {
                                                            std::vector<float> values = {}) {
     constexpr auto most = static_cast<std::size_t>(std::numeric_limits<GraphIndex>::max());
     if (features < 0 || static_cast<std::size_t>(features) > most)
-      return Error("features", "0 to " + std::to_string(most) + " columns", std::to_string(features));
-    if (indices.size() > most)
-      return Error("features", "at most " + std::to_string(most) + " entries", std::to_string(indices.size()));
+      return Error({"features"}, {"0 to ", most, " columns"}, {features});
+    if (indices.size() > most) return Error({"features"}, {"at most ", most, " entries"}, {indices.size()});
     if (values.empty()) values.assign(indices.size(), 1.0F);
     if (values.size() != indices.size())
-      return Error("features", std::to_string(indices.size()) + " values, one an entry", std::to_string(values.size()));
+      return Error({"features"}, {indices.size(), " values, one an entry"}, {values.size()});
     if (offsets.empty() || offsets.front() != 0 || static_cast<std::size_t>(offsets.back()) != indices.size())
-      return Error("features", "offsets from 0 to " + std::to_string(indices.size()), "others");
+      return Error({"features"}, {"offsets from 0 to ", indices.size()}, {"others"});
     for (std::size_t row = 0; row + 1 < offsets.size(); ++row)
       if (offsets[row + 1] < offsets[row] || static_cast<std::size_t>(offsets[row + 1]) > indices.size())
-        return Error("features: row " + std::to_string(row), "offsets that do not fall", "others");
+        return Error({"features: row ", row}, {"offsets that do not fall"}, {"others"});
     for (std::size_t row = 0; row + 1 < offsets.size(); ++row)
       for (auto k = static_cast<std::size_t>(offsets[row]); k < static_cast<std::size_t>(offsets[row + 1]); ++k) {
         if (indices[k] < 0 || indices[k] >= features)
-          return Error("features: row " + std::to_string(row), "features below " + std::to_string(features),
-                       std::to_string(indices[k]));
+          return Error({"features: row ", row}, {"features below ", features}, {indices[k]});
         if (k > static_cast<std::size_t>(offsets[row]) && indices[k] <= indices[k - 1])
-          return Error("features: row " + std::to_string(row), "ascending features",
-                       std::to_string(indices[k]) + " after " + std::to_string(indices[k - 1]));
-        if (!(values[k] - values[k] == 0.0F))
-          return Error("features: row " + std::to_string(row), "finite values", "another");
+          return Error({"features: row ", row}, {"ascending features"}, {indices[k], " after ", indices[k - 1]});
+        if (!(values[k] - values[k] == 0.0F)) return Error({"features: row ", row}, {"finite values"}, {"another"});
       }
     auto arrays = std::make_shared<Arrays>();
     arrays->offsets = std::move(offsets);

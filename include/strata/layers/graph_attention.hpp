@@ -42,15 +42,13 @@ struct GraphAttentionOptions {
 /// finite.
 inline void require_valid(const GraphAttentionOptions& options) {
   if (options.in_features < 1 || options.out_features < 1 || options.heads < 1)
-    raise(Error("graph attention", "features (in x out) and heads of at least 1",
-                std::to_string(options.in_features) + " x " + std::to_string(options.out_features) + ", " +
-                    std::to_string(options.heads) + " heads"));
+    raise(Error({"graph attention"}, {"features (in x out) and heads of at least 1"},
+                {options.in_features, " x ", options.out_features, ", ", options.heads, " heads"}));
   for (const double rate : {options.feature_dropout, options.attention_dropout})
-    if (!(rate >= 0 && rate < 1))
-      raise(Error("graph attention", "a dropout of at least 0 and below 1", std::to_string(rate)));
+    if (!(rate >= 0 && rate < 1)) raise(Error("graph attention", "a dropout of at least 0 and below 1", rate));
   // Above 1 the scores' order would turn around below zero, which the kernel's maximum relies on.
   if (!(options.negative_slope >= 0 && options.negative_slope <= 1))
-    raise(Error("graph attention", "a negative slope from 0 to 1", std::to_string(options.negative_slope)));
+    raise(Error("graph attention", "a negative slope from 0 to 1", options.negative_slope));
 }
 
 }  // namespace strata

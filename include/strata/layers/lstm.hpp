@@ -33,8 +33,8 @@ struct LstmOptions {
 /// Raises for features below 1.
 inline void require_valid(const LstmOptions& options) {
   if (options.in_features < 1 || options.hidden_features < 1)
-    raise(Error("LSTM", "features (in x hidden) of at least 1",
-                std::to_string(options.in_features) + " x " + std::to_string(options.hidden_features)));
+    raise(Error({"LSTM"}, {"features (in x hidden) of at least 1"},
+                {options.in_features, " x ", options.hidden_features}));
 }
 
 namespace detail {

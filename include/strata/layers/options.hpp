@@ -69,39 +69,37 @@ struct PoolOptions {
 
 namespace detail {
 
-inline void require_at_least(index_t least, const Pair& value, const char* where, const char* what) {
+STRATA_COLD inline void require_at_least(index_t least, const Pair& value, const char* where, const char* what) {
   if (value.h < least || value.w < least)
-    raise(Error(where, std::string(what) + " of at least " + std::to_string(least),
-                std::to_string(value.h) + " x " + std::to_string(value.w)));
+    raise(Error({where}, {what, " of at least ", least}, {value.h, " x ", value.w}));
 }
 
 }  // namespace detail
 
 /// Raises for options that describe no layer: channels, kernel, stride, dilation or groups below 1, negative padding,
 /// groups that do not divide the channels.
-inline void require_valid(const Conv2dOptions& options) {
+STRATA_COLD inline void require_valid(const Conv2dOptions& options) {
   detail::require_at_least(1, {options.in_channels, options.out_channels}, "convolution", "channels (in x out)");
   detail::require_at_least(1, options.kernel, "convolution", "a kernel");
   detail::require_at_least(1, options.stride, "convolution", "a stride");
   detail::require_at_least(1, options.dilation, "convolution", "a dilation");
   detail::require_at_least(0, options.padding, "convolution", "padding");
   if (options.groups < 1 || options.in_channels % options.groups != 0 || options.out_channels % options.groups != 0)
-    raise(Error("convolution", "groups that divide in_channels and out_channels", std::to_string(options.groups)));
+    raise(Error("convolution", "groups that divide in_channels and out_channels", options.groups));
 }
 
 /// Raises for features below 1.
-inline void require_valid(const LinearOptions& options) {
+STRATA_COLD inline void require_valid(const LinearOptions& options) {
   detail::require_at_least(1, {options.in_features, options.out_features}, "linear layer", "features (in x out)");
 }
 
 /// Raises for a kernel or stride below 1 and for padding that is negative or above half the kernel.
-inline void require_valid(const PoolOptions& options) {
+STRATA_COLD inline void require_valid(const PoolOptions& options) {
   detail::require_at_least(1, options.kernel, "pooling", "a kernel");
   detail::require_at_least(1, options.stride, "pooling", "a stride");
   detail::require_at_least(0, options.padding, "pooling", "padding");
   if (2 * options.padding.h > options.kernel.h || 2 * options.padding.w > options.kernel.w)
-    raise(Error("pooling", "padding of at most half the kernel",
-                std::to_string(options.padding.h) + " x " + std::to_string(options.padding.w)));
+    raise(Error({"pooling"}, {"padding of at most half the kernel"}, {options.padding.h, " x ", options.padding.w}));
 }
 
 }  // namespace strata

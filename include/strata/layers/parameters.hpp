@@ -5,7 +5,6 @@
 #include <array>
 #include <cstdint>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -54,7 +53,7 @@ using LinearIndex = std::uint16_t;
 
 /// Name under which a normalisation keeps scale and bias for the first stage after a switch of level; `.scale` and
 /// `.bias` follow. Both are optional and belong to the higher of the two strata.
-[[nodiscard]] inline std::string transition_name(const std::string& norm_name, Level from, Level to) {
+[[nodiscard]] STRATA_COLD inline std::string transition_name(const std::string& norm_name, Level from, Level to) {
   return norm_name + ".transition." + std::to_string(from.index) + "." + std::to_string(to.index);
 }
 
@@ -109,10 +108,11 @@ class ParameterSink {
   Archive& archive_;
 };
 
-/// Reads parameters from an archive. The first error is kept (`status()`); after it every read returns something empty.
+/// Reads parameters from an archive, which does not change meanwhile. The first error is kept (`status()`); after it
+/// every read returns something empty.
 class ParameterSource {
  public:
-  explicit ParameterSource(const Archive& archive) : archive_(archive) {
+  STRATA_COLD explicit ParameterSource(const Archive& archive) : archive_(archive), taken_(archive.arrays().size(), false) {
     auto owners = std::make_shared<std::vector<std::shared_ptr<const void>>>(archive.owners());
     owner_ = std::move(owners);
   }
@@ -125,22 +125,14 @@ class ParameterSource {
   /// View of the array `name`. Errors: missing, another type, another shape.
   template <class T>
   std::span<const T> array(const std::string& name, const std::vector<index_t>& shape) {
-    const ArrayView* found = take(name);
+    const ArrayView* found = take(name, data_type_of<T>(), shape);
     if (found == nullptr) return {};
-    if (found->type != data_type_of<T>()) {
-      fail(Error(name, "type " + std::string(name_of(data_type_of<T>())), std::string(name_of(found->type))));
-      return {};
-    }
-    if (found->shape != shape) {
-      fail(Error(name, "shape " + text(shape), text(found->shape)));
-      return {};
-    }
     return found->as<T>();
   }
 
   /// Views of `name.0` .. `name.<levels-1>`, each of `size` entries.
   template <class T>
-  std::vector<std::span<const T>> per_level(const std::string& name, index_t size) {
+  STRATA_COLD std::vector<std::span<const T>> per_level(const std::string& name, index_t size) {
     std::vector<std::span<const T>> views;
     for (int level = 0; level < levels(); ++level)
       views.push_back(array<T>(name + "." + std::to_string(level), {size}));
@@ -149,36 +141,19 @@ class ParameterSource {
 
   /// The level-sorted matrix `name`. Errors: missing arrays, another shape, anything `LeveledCsr::from_arrays` refuses.
   template <class Scalar, class Index>
-  LeveledCsr<Scalar, Index> leveled_csr(const std::string& name, index_t rows, index_t columns) {
+  STRATA_COLD LeveledCsr<Scalar, Index> leveled_csr(const std::string& name, index_t rows, index_t columns) {
     using Matrix = LeveledCsr<Scalar, Index>;
-    const auto shape = array<std::int64_t>(name + ".shape", {4});
+    const MatrixShape shape = matrix_shape(name, rows, columns, Matrix::max_block_columns);
     if (error_) return {};
-    if (shape[0] != rows || shape[1] != columns) {
-      fail(Error({name}, {rows, " x ", columns}, {shape[0], " x ", shape[1]}));
-      return {};
-    }
-    if (shape[2] < 1 || shape[2] > Matrix::max_block_columns) {
-      fail(Error({name}, {"1 to ", Matrix::max_block_columns, " columns a block"}, {shape[2]}));
-      return {};
-    }
-    if (shape[3] < 1 || shape[3] > Matrix::max_row_group) {
-      fail(Error({name}, {"1 to ", Matrix::max_row_group, " rows a group"}, {shape[3]}));
-      return {};
-    }
-    const auto block_columns = static_cast<index_t>(shape[2]);
-    const auto order = array<std::uint8_t>(name + ".order", {ceil_div(columns, block_columns), rows});
     std::vector<typename Matrix::Arrays> arrays;
     for (int s = 0; s < levels(); ++s) {
-      const std::string suffix = "." + std::to_string(s);
-      const ArrayView* values = archive_.find(name + ".values" + suffix);
-      const index_t nnz = values == nullptr ? 0 : values->size();
-      arrays.push_back({array<Scalar>(name + ".values" + suffix, {nnz}),
-                        array<Index>(name + ".indices" + suffix, {nnz}),
-                        array<Index>(name + ".lengths" + suffix, {ceil_div(columns, block_columns), rows})});
+      const MatrixArrays views =
+          matrix_arrays(name, s, rows, shape.blocks, data_type_of<Scalar>(), data_type_of<Index>());
       if (error_) return {};
+      arrays.push_back({views[0]->as<Scalar>(), views[1]->as<Index>(), views[2]->as<Index>()});
     }
     Result<Matrix> matrix =
-        Matrix::from_arrays(rows, columns, block_columns, static_cast<index_t>(shape[3]), order, arrays, owner_);
+        Matrix::from_arrays(rows, columns, shape.block_columns, shape.row_group, shape.order, arrays, owner_);
     if (!matrix) {
       fail(matrix.error().within(name));
       return {};
@@ -195,27 +170,81 @@ class ParameterSource {
   [[nodiscard]] Status status() const { return error_ ? Status(*error_) : success(); }
 
   /// The first error, or one that names an array nobody asked for. Names that start with `reserved` are left alone.
-  [[nodiscard]] Status finish(const std::string& reserved) const {
+  [[nodiscard]] STRATA_COLD Status finish(const std::string& reserved) const {
     if (error_) return *error_;
-    for (const ArrayView& view : archive_.arrays())
-      if (!taken_.contains(view.name) && !view.name.starts_with(reserved))
-        return Error(view.name, "no such parameter in this network", "an array of shape " + text(view.shape));
+    const std::vector<ArrayView>& arrays = archive_.arrays();
+    for (std::size_t i = 0; i < arrays.size(); ++i)
+      if (!taken_[i] && !arrays[i].name.starts_with(reserved))
+        return Error({arrays[i].name}, {"no such parameter in this network"},
+                     {"an array of shape ", text(arrays[i].shape)});
     return success();
   }
 
  private:
-  const ArrayView* take(const std::string& name) {
+  STRATA_COLD const ArrayView* take(const std::string& name, DataType type, const std::vector<index_t>& shape) {
     if (error_) return nullptr;
     const ArrayView* found = archive_.find(name);
     if (found == nullptr) {
       fail(Error(name, "a parameter of that name", "none"));
       return nullptr;
     }
-    taken_.insert(name);
+    taken_[static_cast<std::size_t>(found - archive_.arrays().data())] = true;
+    if (found->type != type) {
+      fail(Error({name}, {"type ", name_of(type)}, {name_of(found->type)}));
+      return nullptr;
+    }
+    if (found->shape != shape) {
+      fail(Error({name}, {"shape ", text(shape)}, {text(found->shape)}));
+      return nullptr;
+    }
     return found;
   }
 
-  [[nodiscard]] static std::string text(const std::vector<index_t>& shape) {
+  /// What a level-sorted matrix has once.
+  struct MatrixShape {
+    index_t block_columns = 1;
+    index_t blocks = 0;
+    index_t row_group = 1;
+    std::span<const std::uint8_t> order;
+  };
+  /// Values, indices and lengths of one stratum.
+  using MatrixArrays = std::array<const ArrayView*, 3>;
+
+  /// Of the matrix `name`, of any types. The first error is kept.
+  STRATA_COLD MatrixShape matrix_shape(const std::string& name, index_t rows, index_t columns, index_t max_block_columns) {
+    constexpr index_t max_row_group = LeveledCsr<float, ConvIndex>::max_row_group;  // of all index types
+    const auto shape = array<std::int64_t>(name + ".shape", {4});
+    if (error_) return {};
+    if (shape[0] != rows || shape[1] != columns) {
+      fail(Error({name}, {rows, " x ", columns}, {shape[0], " x ", shape[1]}));
+      return {};
+    }
+    if (shape[2] < 1 || shape[2] > max_block_columns) {
+      fail(Error({name}, {"1 to ", max_block_columns, " columns a block"}, {shape[2]}));
+      return {};
+    }
+    if (shape[3] < 1 || shape[3] > max_row_group) {
+      fail(Error({name}, {"1 to ", max_row_group, " rows a group"}, {shape[3]}));
+      return {};
+    }
+    const auto block_columns = static_cast<index_t>(shape[2]);
+    const index_t blocks = ceil_div(columns, block_columns);
+    return {block_columns, blocks, static_cast<index_t>(shape[3]),
+            array<std::uint8_t>(name + ".order", {blocks, rows})};
+  }
+
+  /// Of stratum `s` of the matrix `name`. The first error is kept; without one none is null.
+  STRATA_COLD MatrixArrays matrix_arrays(const std::string& name, int s, index_t rows, index_t blocks, DataType scalar,
+                             DataType index) {
+    const std::string suffix = "." + std::to_string(s);
+    const std::string values = name + ".values" + suffix;
+    const ArrayView* found = archive_.find(values);
+    const index_t nnz = found == nullptr ? 0 : found->size();
+    return {take(values, scalar, {nnz}), take(name + ".indices" + suffix, index, {nnz}),
+            take(name + ".lengths" + suffix, index, {blocks, rows})};
+  }
+
+  [[nodiscard]] STRATA_COLD static std::string text(const std::vector<index_t>& shape) {
     std::string result = "[";
     for (std::size_t i = 0; i < shape.size(); ++i) result += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
     return result + "]";
@@ -223,7 +252,7 @@ class ParameterSource {
 
   const Archive& archive_;
   std::shared_ptr<const void> owner_;
-  std::set<std::string, std::less<>> taken_;
+  std::vector<bool> taken_;  // of the archive's arrays
   std::optional<Error> error_;
 };
 

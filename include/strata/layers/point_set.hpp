@@ -32,7 +32,7 @@ struct GroupingOptions {
 namespace detail {
 
 inline void require_dimensions(index_t dimensions, const char* where) {
-  if (dimensions != 2 && dimensions != 3) raise(Error(where, "2 or 3 dimensions", std::to_string(dimensions)));
+  if (dimensions != 2 && dimensions != 3) raise(Error(where, "2 or 3 dimensions", dimensions));
 }
 
 }  // namespace detail
@@ -40,16 +40,15 @@ inline void require_dimensions(index_t dimensions, const char* where) {
 /// Raises for dimensions other than 2 and 3 and for less than one centroid.
 inline void require_valid(const SamplingOptions& options) {
   detail::require_dimensions(options.dimensions, "farthest point sampling");
-  if (options.centroids < 1)
-    raise(Error("farthest point sampling", "at least 1 centroid", std::to_string(options.centroids)));
+  if (options.centroids < 1) raise(Error("farthest point sampling", "at least 1 centroid", options.centroids));
 }
 
 /// Raises for dimensions other than 2 and 3, less than one sample, a radius that is not above 0 and finite.
 inline void require_valid(const GroupingOptions& options) {
   detail::require_dimensions(options.dimensions, "grouping");
-  if (options.samples < 1) raise(Error("grouping", "at least 1 sample", std::to_string(options.samples)));
+  if (options.samples < 1) raise(Error("grouping", "at least 1 sample", options.samples));
   if (!(options.radius > 0 && std::isfinite(options.radius)))
-    raise(Error("grouping", "a radius above 0", std::to_string(options.radius)));
+    raise(Error("grouping", "a radius above 0", options.radius));
 }
 
 /// Whether `shape` is a set of points in that many dimensions.
@@ -68,15 +67,14 @@ inline void require_valid(const GroupingOptions& options) {
 /// `clouds` holds clouds of `points` points each as dimensions x points, one cloud after the other.
 template <class Scalar>
 [[nodiscard]] Status check_points(std::span<const Scalar> clouds, index_t dimensions, index_t points) {
-  if (points < 1) return Error("point cloud", "at least 1 point", std::to_string(points));
+  if (points < 1) return Error("point cloud", "at least 1 point", points);
   const index_t size = dimensions * points;
   const auto count = static_cast<index_t>(clouds.size());
-  if (count == 0 || count % size != 0)
-    return Error("point cloud", "a multiple of " + std::to_string(size) + " coordinates", std::to_string(count));
+  if (count == 0 || count % size != 0) return Error({"point cloud"}, {"a multiple of ", size, " coordinates"}, {count});
   for (index_t i = 0; i < count; ++i)
     if (!std::isfinite(clouds[static_cast<std::size_t>(i)]))
-      return Error("cloud " + std::to_string(i / size) + ", point " + std::to_string(i % points), "finite coordinates",
-                   std::to_string(clouds[static_cast<std::size_t>(i)]));
+      return Error({"cloud ", i / size, ", point ", i % points}, {"finite coordinates"},
+                   {clouds[static_cast<std::size_t>(i)]});
   return success();
 }
 

@@ -28,7 +28,7 @@ class ArchitectureSet {
     for (const std::string_view name : names) {
       const auto at = index_of(name);
       if (at == dispatch_architectures.size())
-        raise(Error("instruction set", "one of " + ArchitectureSet(all()).text(), "\"" + std::string(name) + "\""));
+        raise(Error({"instruction set"}, {"one of ", ArchitectureSet(all()).text()}, {"\"", name, "\""}));
       has_[at] = true;
     }
   }
@@ -112,13 +112,11 @@ struct Variant {
   }
   if (best != nullptr && machine.has(best->architecture)) return *best;
   if (best != nullptr)
-    return Error(forced_by, "an instruction set of this machine (" + machine.text() + ")",
-                 "\"" + std::string(forced) + "\"");
+    return Error({forced_by}, {"an instruction set of this machine (", machine.text(), ")"}, {"\"", forced, "\""});
   if (!forced.empty())
-    return Error(forced_by, "an instruction set that was compiled (" + compiled + ")",
-                 "\"" + std::string(forced) + "\"");
-  return Error("dispatch", "a machine with one of the instruction sets that were compiled (" + compiled + ")",
-               "one with " + machine.text());
+    return Error({forced_by}, {"an instruction set that was compiled (", compiled, ")"}, {"\"", forced, "\""});
+  return Error({"dispatch"}, {"a machine with one of the instruction sets that were compiled (", compiled, ")"},
+               {"one with ", machine.text()});
 }
 
 /// The environment variable by which a user may name the variant.
@@ -140,7 +138,7 @@ class Dispatcher {
                                .value();
     const VariantFunction entry = chosen.entry();
     if (std::string_view(entry.type) != typeid(Function).name())
-      raise(Error("dispatch entry", std::string("a function of type ") + typeid(Function).name(), entry.type));
+      raise(Error({"dispatch entry"}, {"a function of type ", typeid(Function).name()}, {entry.type}));
     function_ = reinterpret_cast<Function*>(entry.function);
     active_ = chosen.architecture;
   }

@@ -38,7 +38,7 @@ class GraphSession {
       : model_(std::move(model)),
         pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
         executor_(options.executor == nullptr ? *pool_ : *options.executor) {
-    if (options.threads < 1) raise(Error("graph session", "at least 1 thread", std::to_string(options.threads)));
+    if (options.threads < 1) raise(Error("graph session", "at least 1 thread", options.threads));
     set_input(std::move(input));
   }
 
@@ -79,7 +79,7 @@ class GraphSession {
   /// `forward`; the result stays valid until the next run. Raises: a level that the model does not have.
   std::span<const Scalar> run(Level level) {
     if (level.index < 0 || level.index >= model_.levels())
-      raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
+      raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
     return forward(level);
   }
 

@@ -25,7 +25,7 @@ class Model {
 
   /// Builds the network that `archive` describes and fills it with views of the archive's arrays, which it keeps alive.
   /// Errors: another architecture or config, parameters missing, left over or invalid.
-  [[nodiscard]] static Result<Model> from_archive(const Archive& archive) {
+  [[nodiscard]] STRATA_COLD static Result<Model> from_archive(const Archive& archive) {
     Result<Config> config = config_of<Network>(archive);
     if (!config) return config.error();
     // Constructors of layers raise; a stored config that describes no layer is an error of the file all the same. (In a

@@ -121,25 +121,22 @@ inline constexpr std::string_view first_stage = "input";
   if (profile.key.architecture != key.architecture)
     return Error("profile: architecture", key.architecture, profile.key.architecture);
   if (profile.key.model != key.model)
-    return Error("profile: model", "the model of fingerprint " + std::to_string(key.model),
-                 std::to_string(profile.key.model) + ": measured with another model");
+    return Error({"profile: model"}, {"the model of fingerprint ", key.model},
+                 {profile.key.model, ": measured with another model"});
   if (profile.key.level_nnz != key.level_nnz)
     return Error("profile: level set", list(key.level_nnz), list(profile.key.level_nnz));
-  if (profile.key.threads != key.threads)
-    return Error("profile: threads", std::to_string(key.threads), std::to_string(profile.key.threads));
-  if (profile.key.batch != key.batch)
-    return Error("profile: batch", std::to_string(key.batch), std::to_string(profile.key.batch));
+  if (profile.key.threads != key.threads) return Error("profile: threads", key.threads, profile.key.threads);
+  if (profile.key.batch != key.batch) return Error("profile: batch", key.batch, profile.key.batch);
   if (profile.key.instruction_set != key.instruction_set)
     return Error("profile: instruction set", key.instruction_set, profile.key.instruction_set);
-  if (profile.runs < 1) return Error("profile: runs", "at least 1", std::to_string(profile.runs));
+  if (profile.runs < 1) return Error("profile: runs", "at least 1", profile.runs);
   for (std::size_t s = 0; s < names.size(); ++s) {
     const std::string place = "profile: stage " + std::to_string(s);
-    if (s >= profile.stages.size()) return Error(place, "\"" + names[s] + "\"", "none: the stage is missing");
+    if (s >= profile.stages.size()) return Error({place}, {"\"", names[s], "\""}, {"none: the stage is missing"});
     if (profile.stages[s].name != names[s])
-      return Error(place, "\"" + names[s] + "\"", "\"" + profile.stages[s].name + "\"");
+      return Error({place}, {"\"", names[s], "\""}, {"\"", profile.stages[s].name, "\""});
     if (profile.stages[s].levels.size() != key.level_nnz.size())
-      return Error(place, std::to_string(key.level_nnz.size()) + " levels",
-                   std::to_string(profile.stages[s].levels.size()));
+      return Error({place}, {key.level_nnz.size(), " levels"}, {profile.stages[s].levels.size()});
     for (const StageTimes& times : profile.stages[s].levels)
       for (const TimeDistribution* distribution : {&times.stage, &times.rest}) {
         bool good = std::isfinite(distribution->mean) && distribution->mean >= 0 &&
@@ -150,8 +147,7 @@ inline constexpr std::string_view first_stage = "input";
         if (!good) return Error(place, "finite times of 0 or more and ascending quantiles", "others");
       }
   }
-  if (profile.stages.size() > names.size())
-    return Error("profile: stages", std::to_string(names.size()), std::to_string(profile.stages.size()));
+  if (profile.stages.size() > names.size()) return Error("profile: stages", names.size(), profile.stages.size());
   return success();
 }
 
@@ -170,11 +166,10 @@ using StageSamples = std::vector<std::vector<std::vector<double>>>;
 /// memory was given back. The session's input buffer is overwritten.
 template <class Session>
 [[nodiscard]] StageSamples sample_stages(Session& session, const ProfileOptions& options = {}) {
-  if (options.runs < 1) raise(Error("profile: runs", "at least 1", std::to_string(options.runs)));
+  if (options.runs < 1) raise(Error("profile: runs", "at least 1", options.runs));
   const int levels = session.model().levels();
   if (session.model().present().index < levels - 1)
-    raise(Error("profile", "all " + std::to_string(levels) + " levels in memory",
-                std::to_string(session.model().present().index + 1)));
+    raise(Error({"profile"}, {"all ", levels, " levels in memory"}, {session.model().present().index + 1}));
   std::uint32_t state = 1;
   for (auto& value : session.input()) {
     state = state * 1664525U + 1013904223U;

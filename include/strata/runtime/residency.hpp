@@ -128,7 +128,7 @@ class Residency {
 
   [[nodiscard]] Status check(Level level) const {
     if (level.index >= 0 && level.index <= top_) return success();
-    return Error("level", "0 to " + std::to_string(top_), std::to_string(level.index));
+    return Error({"level"}, {"0 to ", top_}, {level.index});
   }
 
   /// The whole pages of strata first .. last: pages shared with a neighbour stay. What follows the file's end on its

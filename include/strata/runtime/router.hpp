@@ -82,7 +82,7 @@ class Router {
         stages_(static_cast<int>(profile.stages.size())),
         slow_down_(options.slow_down) {
     const auto require = [](bool good, const char* option, const char* expected, double found) {
-      if (!good) raise(Error(std::string("router: ") + option, expected, std::to_string(found)));
+      if (!good) raise(Error({"router: ", option}, {expected}, {found}));
     };
     const SlowDownOptions& slow = options.slow_down;
     require(options.confidence > 0 && options.confidence < 1, "confidence", "above 0 and below 1", options.confidence);

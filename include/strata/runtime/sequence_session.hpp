@@ -48,10 +48,10 @@ class SequenceSession {
         pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
         context_(options.executor == nullptr ? *pool_ : *options.executor),
         state_(model_.network().initial_state()) {
-    if (options.threads < 1) raise(Error("sequence session", "at least 1 thread", std::to_string(options.threads)));
+    if (options.threads < 1) raise(Error("sequence session", "at least 1 thread", options.threads));
     if (options.source_steps < 0 || options.hypotheses < 1)
-      raise(Error("sequence session", "at least 0 source steps and 1 hypothesis",
-                  std::to_string(options.source_steps) + " and " + std::to_string(options.hypotheses)));
+      raise(Error({"sequence session"}, {"at least 0 source steps and 1 hypothesis"},
+                  {options.source_steps, " and ", options.hypotheses}));
     context_.set_checking(true);
     for (int level = 0; level < model_.levels(); ++level) {
       level_ = Level{level};
@@ -74,7 +74,7 @@ class SequenceSession {
   /// The level that `encode` and `step` run at from now on; the fullest one at first. Raises: no such level.
   void set_level(Level level) {
     if (level.index < 0 || level.index >= model_.levels())
-      raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
+      raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
     level_ = level;
   }
   [[nodiscard]] Level level() const noexcept { return level_; }

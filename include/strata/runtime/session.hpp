@@ -57,13 +57,13 @@ class Session {
 
   /// Runs every level once: shapes are checked and the arena gets all memory it will need.
   /// Raises: threads or batch below 1, layers whose shapes do not fit together (names the layer).
-  explicit Session(Model model, const SessionOptions& options = {})
+  STRATA_COLD explicit Session(Model model, const SessionOptions& options = {})
       : model_(std::move(model)),
         batch_(options.batch),
         pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
         context_(std::make_unique<typename Family::Context>(options.executor != nullptr ? *options.executor : *pool_)) {
-    if (options.threads < 1) raise(Error("session", "at least 1 thread", std::to_string(options.threads)));
-    if (options.batch < 1) raise(Error("session", "a batch of at least 1", std::to_string(options.batch)));
+    if (options.threads < 1) raise(Error("session", "at least 1 thread", options.threads));
+    if (options.batch < 1) raise(Error("session", "a batch of at least 1", options.batch));
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
     context_->set_checking(true);
     for (int level = 0; level < model_.levels(); ++level) {
@@ -75,8 +75,7 @@ class Session {
       const auto output = compute();
       context_->set_stage_hook(nullptr, nullptr);
       if (context_->error()) raise(*context_->error());
-      if (level > 0 && names != stages_)
-        raise(Error("stages of level " + std::to_string(level), "those of level 0", "others"));
+      if (level > 0 && names != stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
       stages_ = std::move(names);
       output_.resize(static_cast<std::size_t>(batch_ * output.shape().size()));
     }
@@ -133,7 +132,7 @@ class Session {
   std::span<const Scalar> run(std::span<const Scalar> input, Level level) {
     require_size(input);
     if (level.index < 0 || level.index >= model_.levels())
-      raise(Error("level", "0 to " + std::to_string(model_.levels() - 1), std::to_string(level.index)));
+      raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
     if constexpr (requires { model_.network().check_input(input); }) (void)model_.network().check_input(input).value();
     std::copy(input.begin(), input.end(), input_.begin());
     return forward(level);
@@ -219,10 +218,10 @@ class Session {
     return level;
   }
 
-  void require_size(std::span<const Scalar> input) const {
+  STRATA_COLD void require_size(std::span<const Scalar> input) const {
     if (input.size() != input_.size())
-      raise(Error("input", std::to_string(batch_) + " x " + detail::text(model_.input_shape()) + " numbers",
-                  std::to_string(input.size()) + " numbers"));
+      raise(Error({"input"}, {batch_, " x ", detail::text(model_.input_shape()), " numbers"},
+                  {input.size(), " numbers"}));
   }
 
   [[nodiscard]] typename Family::Tensor compute() {

@@ -81,7 +81,7 @@ namespace detail {
     return layer;
   }
   if (static_cast<index_t>(strata.size()) != rows * columns)
-    raise(Error(layer.name, std::to_string(rows * columns) + " strata, one a weight", std::to_string(strata.size())));
+    raise(Error({layer.name}, {rows * columns, " strata, one a weight"}, {strata.size()}));
   for (std::uint8_t stratum : strata)
     if (stratum != StratumMap::absent && stratum < levels) ++layer.nnz[stratum];
   for (std::size_t level = 1; level < layer.nnz.size(); ++level) layer.nnz[level] += layer.nnz[level - 1];
@@ -114,17 +114,16 @@ namespace detail {
 /// level under it. Budgets are listed as levels are, sparsest first.
 [[nodiscard]] inline Status check_budgets(std::span<const LevelBudget> budgets) {
   if (budgets.empty() || budgets.size() > static_cast<std::size_t>(StratumMap::max_levels))
-    return Error("budgets", "1 to " + std::to_string(StratumMap::max_levels) + " levels",
-                 std::to_string(budgets.size()) + " levels");
+    return Error({"budgets"}, {"1 to ", StratumMap::max_levels, " levels"}, {budgets.size(), " levels"});
   for (std::size_t level = 0; level < budgets.size(); ++level) {
     const auto check = [&](const char* what, double LevelBudget::*member) -> Status {
       const double share = budgets[level].*member;
       const std::string where = "budget of level " + std::to_string(level);
       if (!(share > 0 && share <= 1))
-        return Error(where, "a share of " + std::string(what) + " above 0 and at most 1", detail::share_text(share));
+        return Error({where}, {"a share of ", what, " above 0 and at most 1"}, {detail::share_text(share)});
       if (level > 0 && share < budgets[level - 1].*member)
-        return Error(where, "a share of " + std::string(what) + " not below that of level " + std::to_string(level - 1),
-                     detail::share_text(share) + " after " + detail::share_text(budgets[level - 1].*member));
+        return Error({where}, {"a share of ", what, " not below that of level ", level - 1},
+                     {detail::share_text(share), " after ", detail::share_text(budgets[level - 1].*member)});
       return success();
     };
     if (Status status = check("weights", &LevelBudget::weights); !status) return status;
@@ -138,17 +137,16 @@ namespace detail {
 [[nodiscard]] inline Status check_within(std::span<const LayerCount> layers, std::span<const LevelBudget> budgets) {
   for (const LayerCount& layer : layers)
     if (layer.nnz.size() < budgets.size())
-      return Error(layer.name, "counts of " + std::to_string(budgets.size()) + " levels",
-                   std::to_string(layer.nnz.size()));
+      return Error({layer.name}, {"counts of ", budgets.size(), " levels"}, {layer.nnz.size()});
   for (std::size_t level = 0; level < budgets.size(); ++level) {
     const LevelCount count = count_level(layers, Level{static_cast<int>(level)});
     const std::string where = "level " + std::to_string(level);
     if (!(count.weight_share() <= budgets[level].weights))
-      return Error(where, "at most " + detail::share_text(budgets[level].weights) + " of the weights",
-                   detail::share_text(count.weight_share(), count.weights, count.total_weights));
+      return Error({where}, {"at most ", detail::share_text(budgets[level].weights), " of the weights"},
+                   {detail::share_text(count.weight_share(), count.weights, count.total_weights)});
     if (!(count.flop_share() <= budgets[level].flops))
-      return Error(where, "at most " + detail::share_text(budgets[level].flops) + " of the FLOPs",
-                   detail::share_text(count.flop_share(), count.flops, count.total_flops));
+      return Error({where}, {"at most ", detail::share_text(budgets[level].flops), " of the FLOPs"},
+                   {detail::share_text(count.flop_share(), count.flops, count.total_flops)});
   }
   return success();
 }

@@ -19,6 +19,56 @@
 
 namespace strata {
 
+namespace detail {
+
+/// Sizes of the stored arrays of stratum `index`.
+struct StratumSizes {
+  std::size_t index;
+  std::size_t values;
+  std::size_t indices;
+  std::size_t lengths;
+
+  /// With `segments` row lengths.
+  [[nodiscard]] bool fit(std::size_t segments) const noexcept {
+    return lengths == segments && indices == values && values <= std::numeric_limits<std::uint32_t>::max();
+  }
+  /// Precondition: !fit(segments).
+  [[nodiscard]] STRATA_COLD Error error(std::size_t segments) const {
+    if (lengths != segments) return {{"stratum ", index, " lengths"}, {segments, " entries"}, {lengths}};
+    if (indices != values) return {{"stratum ", index, " indices"}, {values, " entries, one a value"}, {indices}};
+    return {{"stratum ", index, " values"}, {"fewer than 2^32 non-zeros"}, {values}};
+  }
+  /// For row lengths that add up to `sum`, which may be a part of it if it is too much.
+  [[nodiscard]] STRATA_COLD Error sum_error(std::uint64_t sum) const {
+    if (sum > values) return {{"stratum ", index, " lengths"}, {"a sum of ", values}, {"more than that"}};
+    return {{"stratum ", index, " lengths"}, {"a sum of ", values}, {sum}};
+  }
+};
+
+/// Whether `order` lists every row of every block and group once.
+[[nodiscard]] inline Status check_row_order(std::span<const std::uint8_t> order, index_t rows, index_t blocks,
+                                            index_t row_group) {
+  if (order.size() != static_cast<std::size_t>(blocks * rows))
+    return Error({"order"}, {blocks * rows, " entries"}, {order.size()});
+  std::array<bool, 256> taken{};  // as many rows as a byte numbers
+  for (index_t block = 0; block < blocks; ++block)
+    for (index_t first = 0; first < rows; first += row_group) {
+      const index_t count = rows - first < row_group ? rows - first : row_group;
+      taken.fill(false);
+      for (index_t position = first; position < first + count; ++position) {
+        const std::uint8_t row = order[static_cast<std::size_t>(block * rows + position)];
+        if (row >= count)
+          return Error({"order of block ", block, " position ", position}, {"a row below ", count}, {row});
+        if (taken[row])
+          return Error({"order of block ", block, " position ", position}, {"every row once"}, {"row ", row, " again"});
+        taken[row] = true;
+      }
+    }
+  return success();
+}
+
+}  // namespace detail
+
 /// A sparse rows x columns matrix stored stratum by stratum (arXiv 2112.10930): stratum 0 holds the non-zeros of
 /// `Level{0}`, stratum s what `Level{s}` adds. Each stratum is a blocked CSR: columns are cut into blocks of
 /// `block_columns()`, and the stratum lists block by block, in it row by row, in it by ascending column. Column indices
@@ -115,16 +165,18 @@ class LeveledCsr {
   /// Views the stored arrays of every stratum and the [blocks][rows] `order`, which `owner` keeps alive. The arrays are
   /// checked whole: lengths that do not add up, columns outside their block, not ascending, or already in a lower
   /// stratum, and an order that lists a row of a group twice are errors.
-  [[nodiscard]] static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
-                                                      index_t row_group, std::span<const std::uint8_t> order,
-                                                      std::span<const Arrays> arrays,
-                                                      const std::shared_ptr<const void>& owner = nullptr) {
+  [[nodiscard]] STRATA_COLD static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
+                                                                  index_t row_group,
+                                                                  std::span<const std::uint8_t> order,
+                                                                  std::span<const Arrays> arrays,
+                                                                  const std::shared_ptr<const void>& owner = nullptr) {
     if (Status status = check_shape(rows, columns, block_columns, row_group); !status) return status.error();
     if (arrays.empty() || arrays.size() > StratumMap::max_levels)
-      return Error({"level-sorted CSR"}, {"1 to 255 strata"}, {arrays.size()});
+      return Error("level-sorted CSR", "1 to 255 strata", arrays.size());
     LeveledCsr matrix(rows, columns, block_columns, row_group);
     if (Status status = matrix.adopt(arrays); !status) return status.error();
-    if (Status status = matrix.check_order(order); !status) return status.error();
+    if (Status status = detail::check_row_order(order, rows, matrix.blocks(), row_group); !status)
+      return status.error();
     matrix.order_ = order;
     if (Status status = matrix.check_columns(); !status) return status.error();
     matrix.owner_ = owner;
@@ -200,7 +252,8 @@ class LeveledCsr {
   LeveledCsr(index_t rows, index_t columns, index_t block_columns, index_t row_group)
       : rows_(rows), columns_(columns), block_columns_(block_columns), row_group_(row_group) {}
 
-  [[nodiscard]] static Status check_shape(index_t rows, index_t columns, index_t block_columns, index_t row_group) {
+  [[nodiscard]] STRATA_COLD static Status check_shape(index_t rows, index_t columns, index_t block_columns,
+                                                      index_t row_group) {
     if (rows < 0 || columns < 0) return Error({"level-sorted CSR"}, {"a shape of 0 or more"}, {rows, " x ", columns});
     if (block_columns < 1 || block_columns > max_block_columns)
       return Error({"level-sorted CSR"}, {"1 to ", max_block_columns, " columns a block"}, {block_columns});
@@ -248,27 +301,6 @@ class LeveledCsr {
     return order;
   }
 
-  [[nodiscard]] Status check_order(std::span<const std::uint8_t> order) const {
-    if (order.size() != static_cast<std::size_t>(blocks() * rows_))
-      return Error({"order"}, {blocks() * rows_, " entries"}, {order.size()});
-    std::array<bool, static_cast<std::size_t>(max_row_group)> taken{};
-    for (index_t block = 0; block < blocks(); ++block)
-      for (index_t first = 0; first < rows_; first += row_group_) {
-        const index_t count = rows_ - first < row_group_ ? rows_ - first : row_group_;
-        taken.fill(false);
-        for (index_t position = first; position < first + count; ++position) {
-          const std::uint8_t row = order[static_cast<std::size_t>(block * rows_ + position)];
-          if (row >= count)
-            return Error({"order of block ", block, " position ", position}, {"a row below ", count}, {row});
-          if (taken[row])
-            return Error({"order of block ", block, " position ", position}, {"every row once"},
-                         {"row ", row, " again"});
-          taken[row] = true;
-        }
-      }
-    return success();
-  }
-
   /// Views `arrays` and derives the row-group offsets. Errors: sizes that do not fit together.
   [[nodiscard]] Status adopt(std::span<const Arrays> arrays) {
     const auto segments = static_cast<std::size_t>(blocks() * rows_);
@@ -276,13 +308,8 @@ class LeveledCsr {
     const auto groups = static_cast<std::size_t>(blocks() * row_groups());
     offsets->reserve(arrays.size() * groups);
     for (std::size_t s = 0; s < arrays.size(); ++s) {
-      if (arrays[s].lengths.size() != segments)
-        return Error({"stratum ", s, " lengths"}, {segments, " entries"}, {arrays[s].lengths.size()});
-      if (arrays[s].indices.size() != arrays[s].values.size())
-        return Error({"stratum ", s, " indices"}, {arrays[s].values.size(), " entries, one a value"},
-                     {arrays[s].indices.size()});
-      if (arrays[s].values.size() > std::numeric_limits<std::uint32_t>::max())
-        return Error({"stratum ", s, " values"}, {"fewer than 2^32 non-zeros"}, {arrays[s].values.size()});
+      const detail::StratumSizes sizes{s, arrays[s].values.size(), arrays[s].indices.size(), arrays[s].lengths.size()};
+      if (!sizes.fit(segments)) return sizes.error(segments);
       std::uint64_t sum = 0;
       for (index_t block = 0; block < blocks(); ++block)
         for (index_t row = 0; row < rows_; ++row) {
@@ -290,10 +317,7 @@ class LeveledCsr {
           sum += arrays[s].lengths[static_cast<std::size_t>(block * rows_ + row)];
           if (sum > arrays[s].values.size()) break;
         }
-      if (sum > arrays[s].values.size())
-        return Error({"stratum ", s, " lengths"}, {"a sum of ", arrays[s].values.size()}, {"more than that"});
-      if (sum < arrays[s].values.size())
-        return Error({"stratum ", s, " lengths"}, {"a sum of ", arrays[s].values.size()}, {sum});
+      if (sum != sizes.values) return sizes.sum_error(sum);
     }
     strata_.clear();
     for (std::size_t s = 0; s < arrays.size(); ++s)

@@ -29,15 +29,12 @@ class StratumMap {
   /// not `absent`.
   [[nodiscard]] static Result<StratumMap> from_strata(index_t rows, index_t columns, int levels,
                                                       std::vector<std::uint8_t> strata) {
-    if (levels < 1 || levels > max_levels)
-      return Error("stratum map", "1 to 255 levels", std::to_string(levels) + " levels");
+    if (levels < 1 || levels > max_levels) return Error({"stratum map"}, {"1 to 255 levels"}, {levels, " levels"});
     if (rows < 0 || columns < 0 || static_cast<index_t>(strata.size()) != rows * columns)
-      return Error("stratum map", std::to_string(rows) + " x " + std::to_string(columns) + " weights",
-                   std::to_string(strata.size()) + " entries");
+      return Error({"stratum map"}, {rows, " x ", columns, " weights"}, {strata.size(), " entries"});
     for (std::size_t i = 0; i < strata.size(); ++i)
       if (strata[i] != absent && strata[i] >= levels)
-        return Error("stratum map", "levels below " + std::to_string(levels),
-                     "level " + std::to_string(strata[i]) + " at weight " + std::to_string(i));
+        return Error({"stratum map"}, {"levels below ", levels}, {"level ", strata[i], " at weight ", i});
     StratumMap map;
     map.rows_ = rows;
     map.columns_ = columns;
@@ -53,14 +50,13 @@ class StratumMap {
     std::vector<std::uint8_t> strata(static_cast<std::size_t>(rows * columns), absent);
     for (std::size_t level = 0; level < masks.size(); ++level) {
       if (masks[level].size() != strata.size())
-        return Error("mask of level " + std::to_string(level), std::to_string(strata.size()) + " entries",
-                     std::to_string(masks[level].size()));
+        return Error({"mask of level ", level}, {strata.size(), " entries"}, {masks[level].size()});
       for (std::size_t i = 0; i < strata.size(); ++i) {
         if (masks[level][i] != 0) {
           if (strata[i] == absent) strata[i] = static_cast<std::uint8_t>(level);
         } else if (strata[i] != absent) {
-          return Error("mask of level " + std::to_string(level), "every weight of the level below (nested levels)",
-                       "weight " + std::to_string(i) + " dropped");
+          return Error({"mask of level ", level}, {"every weight of the level below (nested levels)"},
+                       {"weight ", i, " dropped"});
         }
       }
     }

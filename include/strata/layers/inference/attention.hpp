@@ -116,8 +116,8 @@ class BahdanauAttention {
   [[nodiscard]] Memory memory(Context& context, const Tensor<Scalar>& values, const SequenceShape& shape) const {
     const Shape in{options_.memory_features, 1, 1};
     if (!context.check(shape.valid() && values.shape() == in && values.batch() == shape.positions(), [&] {
-          return Error(name_, "a memory of " + strata::detail::text(in) + ", " + strata::detail::text(shape),
-                       strata::detail::text(values.shape()) + ", " + std::to_string(values.batch()) + " positions");
+          return Error({name_}, {"a memory of ", strata::detail::text(in), ", ", strata::detail::text(shape)},
+                       {strata::detail::text(values.shape()), ", ", values.batch(), " positions"});
         }))
       return {};
     const Tensor<Scalar> keys = context.make(values.batch(), {options_.units, 1, 1});
@@ -136,7 +136,7 @@ class BahdanauAttention {
         Tensor<Scalar>(weights_block, TileLayout::make(query.batch(), {steps, 1, 1}, context.lanes))};
     const Shape in{options_.query_features, 1, 1};
     if (!context.check(query.shape() == in && (memory.shape.batch > 0 || query.batch() == 0), [&] {
-          return Error(name_, "queries of " + strata::detail::text(in), strata::detail::text(query.shape()));
+          return Error({name_}, {"queries of ", strata::detail::text(in)}, {strata::detail::text(query.shape())});
         }))
       return result;
     const Tensor<Scalar> q = context.make(query.batch(), {options_.units, 1, 1});
@@ -242,11 +242,11 @@ class MultiHeadAttention {
                       value.batch() == key.batch() &&
                       (mask.empty() || static_cast<index_t>(mask.size()) == query_shape.steps * key_shape.steps);
     if (!context.check(fits, [&] {
-          return Error(name_,
-                       "queries, keys and values of " + strata::detail::text(in) +
-                           " for the same sequences, a mask of query x key steps",
-                       strata::detail::text(query.shape()) + ", " + strata::detail::text(query_shape) + "; " +
-                           strata::detail::text(key.shape()) + ", " + strata::detail::text(key_shape));
+          return Error({name_},
+                       {"queries, keys and values of ", strata::detail::text(in),
+                        " for the same sequences, a mask of query x key steps"},
+                       {strata::detail::text(query.shape()), ", ", strata::detail::text(query_shape), "; ",
+                        strata::detail::text(key.shape()), ", ", strata::detail::text(key_shape)});
         }))
       return y;
     if (query.batch() == 0) return y;

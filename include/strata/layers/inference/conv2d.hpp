@@ -21,7 +21,7 @@ class Conv2d {
   [[nodiscard]] const Conv2dOptions& options() const noexcept { return options_; }
   [[nodiscard]] const LayerWeights<Scalar, ConvIndex>& weights() const noexcept { return weights_; }
 
-  void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
+  STRATA_COLD void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
     name_ = name;
     const index_t taps = options_.kernel.h * options_.kernel.w;
     // 96 columns of three vectors stay in L1 while the dense kernel passes over all rows.
@@ -31,8 +31,8 @@ class Conv2d {
                   options_.out_channels, options_.columns(), block, options_.norm, options_.bias, source);
     const index_t group_rows = options_.out_channels / options_.groups;
     if (weights_.is_sparse() && options_.groups > 1 && group_rows % weights_.sparse().row_group() != 0)
-      source.fail(Error(name + ".weight", "groups of rows within the " + std::to_string(group_rows) + " of a group",
-                        std::to_string(weights_.sparse().row_group()) + " rows"));
+      source.fail(Error({name, ".weight"}, {"groups of rows within the ", group_rows, " of a group"},
+                        {weights_.sparse().row_group(), " rows"}));
   }
 
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x) const {
@@ -50,13 +50,13 @@ class Conv2d {
     const Shape in = x.shape();
     Shape out{options_.out_channels, options_.output_height(in.height), options_.output_width(in.width)};
     if (!context.check(in.channels == options_.in_channels && options_.fits(in.height, in.width), [&] {
-          return Error(name_, std::to_string(options_.in_channels) + " channels of pictures no smaller than the kernel",
-                       strata::detail::text(in));
+          return Error({name_}, {options_.in_channels, " channels of pictures no smaller than the kernel"},
+                       {strata::detail::text(in)});
         }))
       return context.make(x.batch(), {out.channels, 1, 1});
     if (!context.check(residual == nullptr || (residual->shape() == out && residual->batch() == x.batch()), [&] {
-          return Error(name_, "a residual of shape " + strata::detail::text(out),
-                       strata::detail::text(residual->shape()));
+          return Error({name_}, {"a residual of shape ", strata::detail::text(out)},
+                       {strata::detail::text(residual->shape())});
         }))
       return context.make(x.batch(), out);
     Tensor<Scalar> y = context.make(x.batch(), out);

@@ -204,14 +204,12 @@ class GraphAttention {
  private:
   [[nodiscard]] bool check(InferenceContext<Scalar, Arch>& context, bool sparse, index_t nodes, index_t features,
                            const Graph& graph) const {
-    return context.check(sparse == options_.sparse_input && nodes == graph.nodes() && features == options_.in_features,
-                         [&] {
-                           const auto kind = [](bool is_sparse) { return is_sparse ? " sparse" : " dense"; };
-                           return Error(name_,
-                                        std::to_string(graph.nodes()) + " x " + std::to_string(options_.in_features) +
-                                            kind(options_.sparse_input) + " features",
-                                        std::to_string(nodes) + " x " + std::to_string(features) + kind(sparse));
-                         });
+    return context.check(
+        sparse == options_.sparse_input && nodes == graph.nodes() && features == options_.in_features, [&] {
+          const auto kind = [](bool is_sparse) { return is_sparse ? " sparse" : " dense"; };
+          return Error({name_}, {graph.nodes(), " x ", options_.in_features, kind(options_.sparse_input), " features"},
+                       {nodes, " x ", features, kind(sparse)});
+        });
   }
 
   template <class Project>

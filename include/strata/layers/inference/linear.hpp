@@ -1,5 +1,4 @@
-// Fully connected layer of the inference family: a matrix-vector product for one sample, a product with narrow rows for
-// a few, a tile product for a batch.
+// Fully connected layer of the inference family: see inference/product.hpp for how its product is computed.
 #pragma once
 
 #include <string>
@@ -22,7 +21,7 @@ class Linear {
   [[nodiscard]] const LinearOptions& options() const noexcept { return options_; }
   [[nodiscard]] const LayerWeights<Scalar, LinearIndex>& weights() const noexcept { return weights_; }
 
-  void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
+  STRATA_COLD void load(const std::string& name, const std::string& norm_name, ParameterSource& source) {
     name_ = name;
     weights_.load(name, norm_name, {options_.out_features, options_.in_features}, options_.out_features,
                   options_.in_features, 96, options_.norm, options_.bias, source);

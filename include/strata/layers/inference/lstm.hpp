@@ -123,13 +123,14 @@ class Lstm {
                        [&] { return Error(name_, "lengths within the steps, one a sequence", "others"); }))
       return false;
     if (!context.check(x.shape() == in && x.batch() == shape.positions(), [&] {
-          return Error(name_, strata::detail::text(in) + ", " + strata::detail::text(shape),
-                       strata::detail::text(x.shape()) + ", " + std::to_string(x.batch()) + " positions");
+          return Error({name_}, {strata::detail::text(in), ", ", strata::detail::text(shape)},
+                       {strata::detail::text(x.shape()), ", ", x.batch(), " positions"});
         }))
       return false;
     const Shape out{options_.output_features(), 1, 1};
     if (!context.check(residual == nullptr || (residual->shape() == out && residual->batch() == x.batch()), [&] {
-          return Error(name_, "a residual of " + strata::detail::text(out), strata::detail::text(residual->shape()));
+          return Error({name_}, {"a residual of ", strata::detail::text(out)},
+                       {strata::detail::text(residual->shape())});
         }))
       return false;
     const Shape hidden{options_.hidden_features, 1, 1};
@@ -137,10 +138,8 @@ class Lstm {
       for (const auto* part : {&state.hidden, &state.cell}) {
         const Tensor<Scalar>& tensor = (*part)[static_cast<std::size_t>(d)];
         if (!context.check(tensor.shape() == hidden && tensor.batch() == shape.batch, [&] {
-              return Error(
-                  name_,
-                  "a state of " + strata::detail::text(hidden) + " for " + std::to_string(shape.batch) + " sequences",
-                  strata::detail::text(tensor.shape()) + " for " + std::to_string(tensor.batch()));
+              return Error({name_}, {"a state of ", strata::detail::text(hidden), " for ", shape.batch, " sequences"},
+                           {strata::detail::text(tensor.shape()), " for ", tensor.batch()});
             }))
           return false;
       }

@@ -45,8 +45,7 @@ class FarthestPointSampling {
     const Shape in = x.shape();
     Tensor<Scalar> y = context.make(x.batch(), {options_.dimensions, 1, options_.centroids});
     if (!context.check(is_point_set(in, options_.dimensions), [&] {
-          return Error("farthest point sampling", std::to_string(options_.dimensions) + " x 1 x points",
-                       strata::detail::text(in));
+          return Error({"farthest point sampling"}, {options_.dimensions, " x 1 x points"}, {strata::detail::text(in)});
         }))
       return y;
     const index_t padded = round_up(in.width, InferenceContext<Scalar, Arch>::lanes);
@@ -98,10 +97,9 @@ class BallGrouping {
         groups_fit(points.shape(), centroids.shape(), features == nullptr ? nullptr : &feature_shape, dimensions) &&
         points.batch() == centroids.batch() && (features == nullptr || features->batch() == points.batch());
     if (!context.check(fits, [&] {
-          return Error("grouping",
-                       "points and centroids in " + std::to_string(dimensions) + " dimensions, features of every point",
-                       strata::detail::text(points.shape()) + ", " + strata::detail::text(centroids.shape()) +
-                           (features == nullptr ? "" : ", " + strata::detail::text(feature_shape)));
+          return Error({"grouping"}, {"points and centroids in ", dimensions, " dimensions, features of every point"},
+                       {strata::detail::text(points.shape()), ", ", strata::detail::text(centroids.shape()),
+                        (features == nullptr ? "" : ", " + strata::detail::text(feature_shape))});
         })) {
       const Tensor<Scalar> part = perceptron(context.make(1, {channels, samples, 1}));
       return context.make(points.batch(), {part.shape().channels, 1, count});
@@ -150,9 +148,9 @@ class BallGrouping {
         const Tensor<Scalar> result = perceptron(groups);
         const index_t outputs = result.shape().channels;
         if (!context.check(result.shape() == Shape{outputs, 1, width}, [&] {
-              return Error("grouping",
-                           "a perceptron that ends in a maximum: " + strata::detail::text({outputs, 1, width}),
-                           strata::detail::text(result.shape()));
+              return Error({"grouping"},
+                           {"a perceptron that ends in a maximum: ", strata::detail::text({outputs, 1, width})},
+                           {strata::detail::text(result.shape())});
             }))
           return context.make(points.batch(), {outputs, 1, count});
         if (image == 0 && first == 0) y = context.make(points.batch(), {outputs, 1, count});
@@ -188,8 +186,8 @@ class Concatenate {
     const Shape second = b.shape();
     Tensor<Scalar> y = context.make(a.batch(), {first.channels + second.channels, first.height, first.width});
     if (!context.check(a.batch() == b.batch() && first.height == second.height && first.width == second.width, [&] {
-          return Error("concatenation", "pictures of one size",
-                       strata::detail::text(first) + " and " + strata::detail::text(second));
+          return Error({"concatenation"}, {"pictures of one size"},
+                       {strata::detail::text(first), " and ", strata::detail::text(second)});
         }))
       return y;
     // Tiles do not depend on the channels, so those of a tile are one run of memory.

@@ -63,10 +63,10 @@ template <bool maximum, class Scalar, class Arch>
 Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
   const Shape in = x.shape();
   if (!context.check(options.fits(in.height, in.width), [&] {
-        return Error("pooling",
-                     "pictures of at least " + std::to_string(options.kernel.h - 2 * options.padding.h) + " x " +
-                         std::to_string(options.kernel.w - 2 * options.padding.w),
-                     strata::detail::text(in));
+        return Error({"pooling"},
+                     {"pictures of at least ", options.kernel.h - 2 * options.padding.h, " x ",
+                      options.kernel.w - 2 * options.padding.w},
+                     {strata::detail::text(in)});
       }))
     return context.make(x.batch(), {in.channels, 1, 1});
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};

@@ -1,5 +1,5 @@
 // The product of a weight matrix, level-sorted or dense, with a batch of vectors: a matrix-vector product for one
-// sample, one with narrow rows for a few, a tile product for more. And such a matrix for layers that have several.
+// sample, one with narrow rows for more. And such a matrix for layers that have several.
 #pragma once
 
 #include <memory>
@@ -20,27 +20,46 @@ namespace strata::inference {
 
 namespace detail {
 
-/// A batch of at most two vectors: one tile, whose rows are squeezed to the vectors that are needed.
+/// A batch, two vectors of it at a time; rows are squeezed to the vectors that are needed.
 template <class Scalar, class Arch, class Index>
 void multiply_narrow(InferenceContext<Scalar, Arch>& context, const LeveledCsr<Scalar, Index>& matrix,
                      const Tensor<Scalar>& x, const Tensor<Scalar>& y, const kernels::Epilogue<Scalar>& epilogue) {
-  const index_t width = kernels::narrow_width<Scalar, Arch>(x.batch());
-  const index_t pitch = x.layout().tile_pitch;
-  const Scalar* panel = x.data();
-  Block scratch;
-  if (width < pitch) {
-    scratch = context.arena().take(matrix.columns() * width * static_cast<index_t>(sizeof(Scalar)));
-    auto* const packed = reinterpret_cast<Scalar*>(scratch.data());
-    kernels::pack_narrow<Arch>(x.data(), pitch, matrix.columns(), width, packed);
-    panel = packed;
-  }
-  const kernels::WorkSplit split(1, matrix.rows(), matrix.row_group(),
+  constexpr index_t most = kernels::max_narrow_batch<Scalar, Arch>;
+  const TileLayout& in = x.layout();
+  const TileLayout& out = y.layout();
+  const index_t pieces = ceil_div(in.tile_pitch, most);
+  const kernels::WorkSplit split(in.tiles * pieces, matrix.rows(), matrix.row_group(),
                                  static_cast<index_t>(context.executor().threads()));
+  // A single piece is packed once for all threads, and not at all if it fills its tile; else every task has its own.
+  const index_t first_width = kernels::narrow_width<Scalar, Arch>(in.tile_width(0) < most ? in.tile_width(0) : most);
+  const bool whole = in.tiles == 1 && in.tile_pitch == first_width;
+  const bool single = in.tiles == 1 && pieces == 1;
+  const index_t task_size = whole ? 0 : matrix.columns() * first_width;
+  const Block scratch =
+      whole ? Block()
+            : context.arena().take((single ? 1 : split.tasks()) * task_size * static_cast<index_t>(sizeof(Scalar)));
+  auto* const packed = reinterpret_cast<Scalar*>(scratch.data());
+  if (single && !whole) kernels::pack_narrow<Arch>(x.data(), in.tile_pitch, matrix.columns(), first_width, packed);
   context.executor().parallel_for(split.tasks(), [&](index_t task) {
-    split.for_each(task, [&](index_t, index_t first, index_t last) {
-      kernels::sparse_narrow<Arch>(
-          matrix, context.level(), width,
-          kernels::NarrowJob<Scalar>{first, last, panel, y.data(), y.layout().tile_pitch, epilogue});
+    const Scalar* panel = whole ? x.data() : packed;
+    index_t prepared = single ? 0 : -1;
+    split.for_each(task, [&](index_t item, index_t first, index_t last) {
+      const index_t tile = item / pieces;
+      const index_t begin = item % pieces * most;
+      const index_t used = in.tile_width(tile) - begin;  // less than the tile where the batch ends
+      if (used <= 0) return;
+      const index_t width = kernels::narrow_width<Scalar, Arch>(used < most ? used : most);
+      if (item != prepared) {
+        Scalar* const own = packed + task * task_size;
+        kernels::pack_narrow<Arch>(x.data() + tile * in.tile_size() + begin, in.tile_pitch, matrix.columns(), width,
+                                   own);
+        panel = own;
+        prepared = item;
+      }
+      const index_t offset = tile * out.tile_size() + begin;
+      kernels::NarrowJob<Scalar> job{first, last, panel, y.data() + offset, out.tile_pitch, epilogue};
+      if (epilogue.residual != nullptr) job.epilogue.residual += offset;
+      kernels::sparse_narrow<Arch>(matrix, context.level(), width, job);
     });
   });
 }
@@ -71,16 +90,15 @@ void multiply(InferenceContext<Scalar, Arch>& context, const Matrix& matrix, con
     });
     return;
   }
-  if constexpr (is_sparse)
-    if (x.batch() <= kernels::max_narrow_batch<Scalar, Arch>) {
-      detail::multiply_narrow(context, matrix, x, y, epilogue);
-      return;
-    }
-  kernels::ConvolutionShape shape;
-  shape.in_channels = matrix.columns();
-  shape.out_channels = matrix.rows();
-  kernels::convolution<Arch, true>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
-                                   context.arena(), context.executor());
+  if constexpr (is_sparse) {
+    detail::multiply_narrow(context, matrix, x, y, epilogue);
+  } else {
+    kernels::ConvolutionShape shape;
+    shape.in_channels = matrix.columns();
+    shape.out_channels = matrix.rows();
+    kernels::convolution<Arch>(matrix, level, shape, x.layout(), x.data(), y.layout(), y.data(), epilogue,
+                               context.arena(), context.executor());
+  }
 }
 
 /// A rows x columns matrix, viewing the archive it was loaded from.
@@ -96,8 +114,7 @@ class WeightMatrix {
   [[nodiscard]] bool begin(const std::string& name, index_t rows, index_t columns, ParameterSource& source) {
     owner_ = source.owner();
     if (source.levels() > kernels::max_strata)
-      source.fail(
-          Error(name, "at most " + std::to_string(kernels::max_strata) + " levels", std::to_string(source.levels())));
+      source.fail(Error({name}, {"at most ", kernels::max_strata, " levels"}, {source.levels()}));
     is_sparse_ = source.has(name + ".shape");
     if (is_sparse_) sparse_ = source.leveled_csr<Scalar, LinearIndex>(name, rows, columns);
     return is_sparse_;
