@@ -122,7 +122,7 @@ class Archive {
   }
 
   /// Adds a view of memory that an owner passed to `keep` holds. False (and nothing is added) if the name is taken.
-  bool add_view(ArrayView view) {
+  STRATA_COLD bool add_view(ArrayView view) {
     if (!index_.emplace(view.name, arrays_.size()).second) return false;
     arrays_.push_back(std::move(view));
     return true;

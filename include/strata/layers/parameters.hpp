@@ -112,7 +112,8 @@ class ParameterSink {
 /// every read returns something empty.
 class ParameterSource {
  public:
-  STRATA_COLD explicit ParameterSource(const Archive& archive) : archive_(archive), taken_(archive.arrays().size(), false) {
+  STRATA_COLD explicit ParameterSource(const Archive& archive)
+      : archive_(archive), taken_(archive.arrays().size(), false) {
     auto owners = std::make_shared<std::vector<std::shared_ptr<const void>>>(archive.owners());
     owner_ = std::move(owners);
   }
@@ -211,7 +212,8 @@ class ParameterSource {
   using MatrixArrays = std::array<const ArrayView*, 3>;
 
   /// Of the matrix `name`, of any types. The first error is kept.
-  STRATA_COLD MatrixShape matrix_shape(const std::string& name, index_t rows, index_t columns, index_t max_block_columns) {
+  STRATA_COLD MatrixShape matrix_shape(const std::string& name, index_t rows, index_t columns,
+                                       index_t max_block_columns) {
     constexpr index_t max_row_group = LeveledCsr<float, ConvIndex>::max_row_group;  // of all index types
     const auto shape = array<std::int64_t>(name + ".shape", {4});
     if (error_) return {};
@@ -235,7 +237,7 @@ class ParameterSource {
 
   /// Of stratum `s` of the matrix `name`. The first error is kept; without one none is null.
   STRATA_COLD MatrixArrays matrix_arrays(const std::string& name, int s, index_t rows, index_t blocks, DataType scalar,
-                             DataType index) {
+                                         DataType index) {
     const std::string suffix = "." + std::to_string(s);
     const std::string values = name + ".values" + suffix;
     const ArrayView* found = archive_.find(values);

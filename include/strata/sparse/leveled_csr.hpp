@@ -302,7 +302,7 @@ class LeveledCsr {
   }
 
   /// Views `arrays` and derives the row-group offsets. Errors: sizes that do not fit together.
-  [[nodiscard]] Status adopt(std::span<const Arrays> arrays) {
+  [[nodiscard]] STRATA_COLD Status adopt(std::span<const Arrays> arrays) {
     const auto segments = static_cast<std::size_t>(blocks() * rows_);
     auto offsets = std::make_shared<std::vector<std::uint32_t>>();
     const auto groups = static_cast<std::size_t>(blocks() * row_groups());
