@@ -16,8 +16,8 @@
 #include <utility>
 #include <variant>
 
-/// Code that runs only when something is wrong, or once while loading: never inlined, optimised for size, kept away from
-/// the rest.
+/// Code that runs only when something is wrong, or once while loading: never inlined, optimised for size, kept away
+/// from the rest.
 #if defined(__GNUC__)
 #define STRATA_COLD [[gnu::cold, gnu::noinline]]
 #else

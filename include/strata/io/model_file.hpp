@@ -72,7 +72,8 @@ namespace detail {
 
 /// The arrays of a model file in memory, whole or cut at the end of a stratum; `archive.levels()` are the levels that
 /// are there. Errors: not a model file, another version, cut anywhere else, anything `parse_safetensors` refuses.
-[[nodiscard]] STRATA_COLD inline Result<Archive> parse_model(std::span<const std::byte> file, std::shared_ptr<const void> owner) {
+[[nodiscard]] STRATA_COLD inline Result<Archive> parse_model(std::span<const std::byte> file,
+                                                             std::shared_ptr<const void> owner) {
   Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
   if (!parsed) return parsed.error();
   const SafetensorsContents& contents = parsed.value();
@@ -247,7 +248,8 @@ struct LoadOptions {
 /// The network `Net` from a model file, or from a prefix of one that ends with a level. The file is mapped; weights are
 /// used where they lie. Errors name the file, the array, what was expected and what was found.
 template <template <class> class Net, class Family = Inference<>>
-[[nodiscard]] STRATA_COLD Result<Model<Net, Family>> try_load(const std::string& path, const LoadOptions& options = {}) {
+[[nodiscard]] STRATA_COLD Result<Model<Net, Family>> try_load(const std::string& path,
+                                                              const LoadOptions& options = {}) {
   Result<Archive> archive = io::read_model(path);
   if (!archive) return archive.error();
   auto model = Model<Net, Family>::from_archive(archive.value());

@@ -129,8 +129,8 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
 /// early, after any array; arrays beyond its end are left out. Errors: anything the format forbids, dtypes without a
 /// stored form here, arrays that are not aligned to their elements.
 [[nodiscard]] STRATA_COLD inline Result<SafetensorsContents> parse_safetensors(std::span<const std::byte> file,
-                                                                   std::shared_ptr<const void> owner,
-                                                                   bool allow_prefix = false) {
+                                                                               std::shared_ptr<const void> owner,
+                                                                               bool allow_prefix = false) {
   if (file.size() < 8) return Error({"header"}, {"8 bytes of header length"}, {file.size(), " bytes"});
   std::uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data(), 8);

@@ -25,7 +25,7 @@ class LayerStatistics {
   /// With `norm` its folded scale and bias per level and, where the archive has them, per switch of level
   /// (`transition_name`), else with `bias` the one bias `<name>.bias`. The first error is left in `source`.
   STRATA_COLD void load(const std::string& name, const std::string& norm_name, index_t rows, bool norm, bool bias,
-            ParameterSource& source) {
+                        ParameterSource& source) {
     transitions_.clear();
     if (norm) {
       scale_ = source.per_level<Scalar>(norm_name + ".scale", rows);
@@ -66,7 +66,8 @@ class LayerStatistics {
     std::span<const Scalar> bias;
   };
 
-  STRATA_COLD void load_transition(const std::string& norm_name, Level from, Level to, index_t rows, ParameterSource& source) {
+  STRATA_COLD void load_transition(const std::string& norm_name, Level from, Level to, index_t rows,
+                                   ParameterSource& source) {
     const std::string name = transition_name(norm_name, from, to);
     const std::string scale = name + ".scale";
     const std::string bias = name + ".bias";
@@ -86,7 +87,8 @@ class LayerWeights {
   /// What the archive holds under `name` for a rows x columns matrix: `<name>.weight` dense of shape `dense_shape`, or
   /// level-sorted; with `norm` or `bias` as `LayerStatistics::load` says. The first error is left in `source`.
   STRATA_COLD void load(const std::string& name, const std::string& norm_name, const std::vector<index_t>& dense_shape,
-            index_t rows, index_t columns, index_t dense_block_columns, bool norm, bool bias, ParameterSource& source) {
+                        index_t rows, index_t columns, index_t dense_block_columns, bool norm, bool bias,
+                        ParameterSource& source) {
     owner_ = source.owner();
     const std::string weight = name + ".weight";
     if (source.levels() > kernels::max_strata)
