@@ -10,6 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include <strata/io/model_file.hpp>
 
 #include "support/catch.hpp"
