@@ -68,7 +68,9 @@ template <class Network>
   archive.metadata()[std::string(architecture_key)] = std::string(Network::architecture);
   auto config = network.config();
   config.visit([&](const char* name, auto& value) {
-    archive.metadata()[std::string(config_prefix) + name] = detail::number_text(value);
+    std::string key(config_prefix);
+    key += name;
+    archive.metadata()[key] = detail::number_text(value);
   });
   ParameterSink sink(archive);
   for_each_layer(network, [&](const std::string& name, const std::string& norm_name, const auto& layer) {
