@@ -82,7 +82,7 @@ class Error : public std::runtime_error {
         found_(joined(found)) {}
   STRATA_COLD Error(const Error& other) = default;
   STRATA_COLD Error(Error&& other) noexcept
-      : std::runtime_error(other),
+      : std::runtime_error(std::move(other)),
         where_(std::move(other.where_)),
         expected_(std::move(other.expected_)),
         found_(std::move(other.found_)) {}

@@ -183,7 +183,7 @@ class JsonScanner {
     } else {
       const std::size_t which = names.find(name);
       if (which == std::string_view::npos) return false;
-      code = static_cast<std::uint32_t>(meanings[which]);
+      code = static_cast<unsigned char>(meanings[which]);
     }
     if (result != nullptr) append_utf8(*result, code);
     return true;

@@ -32,7 +32,7 @@ template <class Batch, class Scalar, class Index>
 }
 template <class Batch, class Scalar>
 [[nodiscard]] constexpr index_t max_piece(const DenseMatrix<Scalar>&) noexcept {
-  return 2 * detail::dense_vectors;
+  return index_t{2} * detail::dense_vectors;
 }
 
 /// A tile cut into pieces that one kernel call computes, all of about the same width.
