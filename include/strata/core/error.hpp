@@ -143,7 +143,8 @@ class [[nodiscard]] Result {
     if (!ok()) raise(error());
     return *value_;
   }
-  [[nodiscard]] T&& value() && {
+  /// Moved out, not a reference: `for (auto& x : f().value())` must not range over a result that is gone.
+  [[nodiscard]] T value() && {
     if (!ok()) raise(error());
     return *std::move(value_);
   }
