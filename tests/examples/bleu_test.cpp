@@ -24,7 +24,7 @@ bool close(double a, double b, double tolerance) {
 }
 
 nlohmann::json reference_sets() {
-  std::ifstream file(std::string(TEST_EXAMPLES_DIRECTORY) + "/bleu_reference.json");
+  std::ifstream file(STRATA_SOURCE_DIR "/tests/examples/bleu_reference.json");
   return nlohmann::json::parse(file);
 }
 

@@ -113,18 +113,18 @@ TEST_CASE("malformed graph files are refused by file and line") {
 }
 
 TEST_CASE("the stored model keeps its accuracy on validation nodes at every level") {
-  const auto data = gat::read_graph(GAT_DIRECTORY "/data").value();
+  const auto data = gat::read_graph(STRATA_SOURCE_DIR "/examples/gat/data").value();
   CHECK(data.input.graph.nodes() == 2708);
   CHECK(data.input.graph.edges() == 13264);
   CHECK(data.input.features.entries() == 49216);
   using Model = strata::Model<gat::GraphAttentionNet>;
-  const auto archive = strata::io::read_model(GAT_DIRECTORY "/models/joint.safetensors").value();
+  const auto archive = strata::io::read_model(STRATA_SOURCE_DIR "/examples/gat/models/joint.safetensors").value();
   const auto model = Model::from_archive(archive).value();
   REQUIRE(model.levels() == 2);
   CHECK(static_cast<double>(model.nnz(strata::Level{1})) <= 0.1338 * 92302);
   CHECK(static_cast<double>(model.nnz(strata::Level{0})) <= 0.0447 * 92302);
   strata::GraphSession<Model> session(model, data.input);
-  const auto rows = gat::read_rows(GAT_DIRECTORY "/../../docs/results/gat.json").value();
+  const auto rows = gat::read_rows(STRATA_SOURCE_DIR "/docs/results/gat.json").value();
   for (const int level : {0, 1}) {
     const auto logits = session.run(strata::Level{level});
     int correct = 0;
