@@ -1,6 +1,10 @@
 // Sessions: levels per call, no allocation after construction, concurrent sessions on one model, clear errors.
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 #include <thread>
+#include <vector>
 
 #include <strata/runtime/session.hpp>
 
@@ -39,6 +43,44 @@ TEST_CASE("a run allocates nothing, gives the same result every time and switche
       CHECK(allocations() == before);
       CHECK(same);
     }
+}
+
+TEST_CASE("a batch in micro-batches gives what the whole batch gives, without allocating") {
+  auto model = SmallModel::from_archive(small_archive()).value();
+  constexpr index_t batch = 7;
+  std::vector<float> input(static_cast<std::size_t>(batch * 81));
+  for (std::size_t i = 0; i < input.size(); ++i) input[i] = static_cast<float>(i % 23) / 23.0F;
+  strata::Session<SmallModel> whole(model, {.batch = batch, .micro_batch = batch});
+  CHECK(whole.micro_batch() == batch);
+  for (const int threads : {1, 2, 3})
+    for (const index_t micro_batch : {1, 2, 3, 5, 100}) {
+      strata::Session<SmallModel> session(model, {.threads = threads, .batch = batch, .micro_batch = micro_batch});
+      CHECK(session.micro_batch() == std::min(micro_batch, batch));
+      for (int level : {0, 1}) {
+        const auto expected = whole.run(input, Level{level});
+        const long before = allocations();
+        const auto output = session.run(input, Level{level});
+        CHECK(allocations() == before);
+        REQUIRE(output.size() == expected.size());
+        bool close = true;
+        for (std::size_t i = 0; i < output.size(); ++i) close = close && std::abs(output[i] - expected[i]) < 1e-5F;
+        CHECK(close);
+      }
+      // By stages the batch is one.
+      session.set_profile(strata::profile(session, {.runs = 3, .warm_up = 1}));
+      const auto by_deadline = session.run(input, strata::Deadline{std::chrono::seconds(60)});
+      CHECK(std::equal(by_deadline.output.begin(), by_deadline.output.end(), whole.run(input, Level{1}).begin()));
+    }
+}
+
+TEST_CASE("the size of micro-batches follows from the activations' size") {
+  auto model = SmallModel::from_archive(small_archive()).value();
+  CHECK(strata::Session<SmallModel>(model, {.batch = 4}).micro_batch() == 4);
+  const index_t large = strata::cached_activations / (index_t{81} * 4);  // the pictures alone fill the caches
+  strata::Session<SmallModel> session(model, {.threads = 2, .batch = large});
+  CHECK(session.micro_batch() >= 1);
+  CHECK(session.micro_batch() <= large / 2);
+  CHECK_THROWS_AS(strata::Session<SmallModel>(model, {.micro_batch = -1}), strata::Error);
 }
 
 TEST_CASE("sessions at different levels run one model at once") {

@@ -26,6 +26,7 @@ namespace strata {
 struct SessionOptions {
   int threads = 1;               ///< threads of the session's own pool, the calling one included
   index_t batch = 1;             ///< pictures per run
+  index_t micro_batch = 0;       ///< pictures computed together; 0: as many as stay in the caches
   Executor* executor = nullptr;  ///< threads of the host program instead; has to outlive the session
 };
 
@@ -47,13 +48,20 @@ struct DeadlineRun {
   }
 };
 
+/// Bytes of activations that a session keeps in the caches: a larger batch is computed in micro-batches.
+inline constexpr index_t cached_activations = index_t{2} << 20;
+
 /// Runs a model at a level chosen per call. A session belongs to one thread at a time; several sessions may run the
 /// same model at once, each at its own level.
+///
+/// A batch whose activations would leave the caches is computed in micro-batches, which the threads share: every thread
+/// takes some of them through the whole network. Runs by stages (with a deadline, or timed) take the batch as a whole.
 template <class Model>
 class Session {
  public:
   using Family = typename Model::Family;
   using Scalar = typename Family::Scalar;
+  using Context = typename Family::Context;
 
   /// Runs every level once: shapes are checked and the arena gets all memory it will need.
   /// Raises: threads or batch below 1, layers whose shapes do not fit together (names the layer).
@@ -61,29 +69,28 @@ class Session {
       : model_(std::move(model)),
         batch_(options.batch),
         pool_(options.executor == nullptr ? std::make_unique<ThreadPool>(options.threads) : nullptr),
-        context_(std::make_unique<typename Family::Context>(options.executor != nullptr ? *options.executor : *pool_)) {
+        context_(std::make_unique<Context>(options.executor != nullptr ? *options.executor : *pool_)) {
     if (options.threads < 1) raise(Error("session", "at least 1 thread", options.threads));
     if (options.batch < 1) raise(Error("session", "a batch of at least 1", options.batch));
+    if (options.micro_batch < 0) raise(Error("session", "a micro-batch of at least 0", options.micro_batch));
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
-    context_->set_checking(true);
-    for (int level = 0; level < model_.levels(); ++level) {
-      const LevelGuard guard(model_.residency(), Level{level});
-      if (guard.level() != Level{level}) break;  // its shapes are those of the levels below
-      context_->set_level(Level{level});
-      std::vector<std::string> names{std::string(first_stage)};
-      context_->set_stage_hook(&note_stage, &names);
-      const auto output = compute();
-      context_->set_stage_hook(nullptr, nullptr);
-      if (context_->error()) raise(*context_->error());
-      if (level > 0 && names != stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
-      stages_ = std::move(names);
-      output_.resize(static_cast<std::size_t>(batch_ * output.shape().size()));
+    micro_batch_ = options.micro_batch == 0 ? chosen_micro_batch() : std::min(options.micro_batch, batch_);
+    if (micro_batch_ == batch_) {
+      prepare(*context_, batch_);
+      return;
     }
-    context_->set_checking(false);
+    const index_t parts = std::min<index_t>(threads(), ceil_div(batch_, micro_batch_));
+    for (index_t part = 0; part < parts; ++part) {
+      parts_.push_back(std::make_unique<Context>(serial_));
+      if (batch_ % micro_batch_ != 0) prepare(*parts_.back(), batch_ % micro_batch_);
+      prepare(*parts_.back(), micro_batch_);
+    }
   }
 
   [[nodiscard]] const Model& model() const noexcept { return model_; }
   [[nodiscard]] index_t batch() const noexcept { return batch_; }
+  /// Pictures computed together by `forward(level)`.
+  [[nodiscard]] index_t micro_batch() const noexcept { return micro_batch_; }
 
   /// The input buffer, batch x channels x height x width row-major, for `forward`.
   [[nodiscard]] std::span<Scalar> input() noexcept { return input_; }
@@ -101,13 +108,26 @@ class Session {
   std::span<const Scalar> forward(Level level) noexcept {
     const LevelGuard guard(model_.residency(), level);
     level_ = guard.level();
-    context_->set_level(level_);
-    write_rows(compute(), output_.data());
+    if (parts_.empty()) {
+      run_whole();
+      return output_;
+    }
+    const index_t chunks = ceil_div(batch_, micro_batch_);
+    const auto parts = static_cast<index_t>(parts_.size());
+    context_->executor().parallel_for(parts, [&](index_t part) {
+      Context& context = *parts_[static_cast<std::size_t>(part)];
+      context.set_level(level_);
+      for (index_t chunk = part * chunks / parts; chunk < (part + 1) * chunks / parts; ++chunk) {
+        const index_t first = chunk * micro_batch_;
+        const auto y = compute(context, first, std::min(micro_batch_, batch_ - first));
+        write_rows(y, output_.data() + first * y.shape().size());
+      }
+    });
     return output_;
   }
 
-  /// As `forward`; `starts[s]` is when stage s began and the entry after the last one when the output was written.
-  /// Precondition: stages().size() + 1 entries.
+  /// As `forward`, but for the whole batch at once, whose memory the first call allocates; `starts[s]` is when stage s
+  /// began and the entry after the last one when the output was written. Precondition: stages().size() + 1 entries.
   void forward_timed(Level level, const Clock& clock, std::span<TimePoint> starts) noexcept {
     struct Stamps {
       const Clock& clock;
@@ -122,7 +142,9 @@ class Session {
         },
         &stamps);
     starts[0] = clock();
-    forward(level);
+    const LevelGuard guard(model_.residency(), level);
+    level_ = guard.level();
+    run_whole();
     starts[stamps.next] = clock();
     context_->set_stage_hook(nullptr, nullptr);
   }
@@ -156,6 +178,7 @@ class Session {
     (void)check_profile(profile, profile_key(), stages_).value();
     router_ = std::make_unique<Router>(profile, options);
     clock_ = clock;
+    if (!parts_.empty()) prepare(*context_, batch_);
   }
   /// The router of runs with a deadline; null before `set_profile`.
   [[nodiscard]] Router* router() noexcept { return router_.get(); }
@@ -173,14 +196,13 @@ class Session {
       const Clock& clock;
     } call{*router_, policy, clock_};
     level_ = router_->start(policy, deadline.arrival.value_or(now), deadline.limit, now, guard.level());
-    context_->set_level(level_);
     context_->set_stage_hook(
         [](void* object, std::string_view, Level) noexcept {
           auto& self = *static_cast<Call*>(object);
           return self.router.next(self.policy, self.clock());
         },
         &call);
-    write_rows(compute(), output_.data());
+    run_whole();
     context_->set_stage_hook(nullptr, nullptr);
     DeadlineRun<Scalar> run;
     run.finish = router_->finish(clock_());
@@ -224,16 +246,53 @@ class Session {
                   {input.size(), " numbers"}));
   }
 
-  [[nodiscard]] typename Family::Tensor compute() {
-    typename Family::Tensor x = context_->make(batch_, model_.input_shape());
-    read_rows(input_.data(), x);
-    return model_.network()(*context_, x);
+  /// Runs every level once on `count` pictures in `context`, which then has all memory it needs for so many.
+  STRATA_COLD void prepare(Context& context, index_t count) {
+    context.set_checking(true);
+    for (int level = 0; level < model_.levels(); ++level) {
+      const LevelGuard guard(model_.residency(), Level{level});
+      if (guard.level() != Level{level}) break;  // its shapes are those of the levels below
+      context.set_level(Level{level});
+      std::vector<std::string> names{std::string(first_stage)};
+      context.set_stage_hook(&note_stage, &names);
+      const auto y = compute(context, 0, count);
+      context.set_stage_hook(nullptr, nullptr);
+      if (context.error()) raise(*context.error());
+      if (level > 0 && names != stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
+      stages_ = std::move(names);
+      output_.resize(static_cast<std::size_t>(batch_ * y.shape().size()));
+    }
+    context.set_checking(false);
+  }
+
+  /// The whole batch if its activations stay in the caches, else as many pictures as do, at least one.
+  [[nodiscard]] STRATA_COLD index_t chosen_micro_batch() {
+    if (batch_ == 1) return 1;
+    Context context(serial_);
+    prepare(context, 1);
+    const index_t bytes = std::max<index_t>(1, context.arena().capacity());  // of one picture
+    if (batch_ <= cached_activations / bytes) return batch_;
+    return std::clamp<index_t>(cached_activations / bytes, 1, ceil_div(batch_, static_cast<index_t>(threads())));
+  }
+
+  [[nodiscard]] typename Family::Tensor compute(Context& context, index_t first, index_t count) {
+    typename Family::Tensor x = context.make(count, model_.input_shape());
+    read_rows(input_.data() + first * model_.input_shape().size(), x);
+    return model_.network()(context, x);
+  }
+
+  void run_whole() noexcept {
+    context_->set_level(level_);
+    write_rows(compute(*context_, 0, batch_), output_.data());
   }
 
   Model model_;
   index_t batch_;
+  index_t micro_batch_ = 1;
   std::unique_ptr<ThreadPool> pool_;
-  std::unique_ptr<typename Family::Context> context_;
+  inline static SerialExecutor serial_;          // has no state
+  std::unique_ptr<Context> context_;             // of the whole batch
+  std::vector<std::unique_ptr<Context>> parts_;  // of the threads that share micro-batches; empty if there are none
   std::vector<Scalar> input_;
   std::vector<Scalar> output_;
   std::vector<std::string> stages_;
