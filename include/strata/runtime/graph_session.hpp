@@ -53,12 +53,14 @@ class GraphSession {
     auto context = std::make_unique<Context>(executor_);
     std::vector<Scalar> output;
     context->set_checking(true);
-    for (int level = 0; level < model_.levels(); ++level) {
-      context->set_level(Level{level});
-      const auto y = model_.network()(*context, input);
-      if (context->error()) raise(*context->error());
-      output.resize(static_cast<std::size_t>(y.nodes() * y.features()));
-    }
+    do {
+      for (int level = 0; level < model_.levels(); ++level) {
+        context->set_level(Level{level});
+        const auto y = model_.network()(*context, input);
+        if (context->error()) raise(*context->error());
+        output.resize(static_cast<std::size_t>(y.nodes() * y.features()));
+      }
+    } while (context->arena().unite());
     context->set_checking(false);
     input_ = std::move(input);
     context_ = std::move(context);

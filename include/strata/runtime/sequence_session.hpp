@@ -81,14 +81,17 @@ class SequenceSession {
 
   /// Takes all memory for sources of up to `source_steps` words and up to `hypotheses` hypotheses; forgets the source.
   void reserve(index_t source_steps, index_t hypotheses) {
-    for (index_t n = 1; n <= hypotheses; ++n) try_sizes(std::min<index_t>(source_steps, 1), n);
-    // Up to a vector of positions each number may have blocks of its own; longer sources come in whole vectors.
-    for (index_t steps = 2; steps < source_steps + context_.lanes;
-         steps += steps < context_.lanes ? 1 : context_.lanes) {
-      const index_t some = std::min(steps, source_steps);
-      try_sizes(some, 1);
-      if (hypotheses > 1) try_sizes(some, hypotheses);
-    }
+    do {
+      for (index_t n = 1; n <= hypotheses; ++n) try_sizes(std::min<index_t>(source_steps, 1), n);
+      // Up to a vector of positions each number may have blocks of its own; longer sources come in whole vectors.
+      for (index_t steps = 2; steps < source_steps + context_.lanes;
+           steps += steps < context_.lanes ? 1 : context_.lanes) {
+        const index_t some = std::min(steps, source_steps);
+        try_sizes(some, 1);
+        if (hypotheses > 1) try_sizes(some, hypotheses);
+      }
+      forget();
+    } while (context_.arena().unite());
     logits_.reserve(static_cast<std::size_t>(hypotheses * vocabulary()));
     attention_.reserve(static_cast<std::size_t>(hypotheses * source_steps));
     forget();

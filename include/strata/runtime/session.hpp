@@ -249,6 +249,13 @@ class Session {
   /// Runs every level once on `count` pictures in `context`, which then has all memory it needs for so many.
   STRATA_COLD void prepare(Context& context, index_t count) {
     context.set_checking(true);
+    do {
+      run_every_level(context, count);
+    } while (context.arena().unite());
+    context.set_checking(false);
+  }
+
+  STRATA_COLD void run_every_level(Context& context, index_t count) {
     for (int level = 0; level < model_.levels(); ++level) {
       const LevelGuard guard(model_.residency(), Level{level});
       if (guard.level() != Level{level}) break;  // its shapes are those of the levels below
@@ -262,7 +269,6 @@ class Session {
       stages_ = std::move(names);
       output_.resize(static_cast<std::size_t>(batch_ * y.shape().size()));
     }
-    context.set_checking(false);
   }
 
   /// The whole batch if its activations stay in the caches, else as many pictures as do, at least one.
