@@ -1,23 +1,6 @@
 # strata_program(name source [libraries...]): an example or a benchmark, for the machine that builds it.
-#
-# Beside the tests programs only have to compile: they share one precompiled header then.
-if(STRATA_BUILD_TESTS)
-  file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/programs.cpp CONTENT "")
-  add_library(strata_programs OBJECT ${CMAKE_CURRENT_BINARY_DIR}/programs.cpp)
-  target_link_libraries(strata_programs PRIVATE strata::strata strata_warnings)
-  target_compile_options(strata_programs PRIVATE -march=native)
-  target_precompile_headers(strata_programs PRIVATE <strata/strata.hpp> <strata/train/training.hpp> <nlohmann/json.hpp>)
-  if(STRATA_BUILD_EXAMPLES)
-    find_package(CLI11 REQUIRED)
-    target_link_libraries(strata_programs PRIVATE CLI11::CLI11)
-    target_precompile_headers(strata_programs PRIVATE <CLI/CLI.hpp>)
-  endif()
-endif()
 function(strata_program name source)
   add_executable(${name} ${source})
   target_link_libraries(${name} PRIVATE strata::strata strata_warnings ${ARGN})
   target_compile_options(${name} PRIVATE -march=native)
-  if(STRATA_BUILD_TESTS)
-    target_precompile_headers(${name} REUSE_FROM strata_programs)
-  endif()
 endfunction()
