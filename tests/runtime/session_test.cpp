@@ -66,7 +66,13 @@ TEST_CASE("a batch in micro-batches gives what the whole batch gives, without al
         for (std::size_t i = 0; i < output.size(); ++i) close = close && std::abs(output[i] - expected[i]) < 1e-5F;
         CHECK(close);
       }
-      // By stages the batch is one.
+      // By stages the batch is one, and only the first such run takes memory.
+      const strata::Clock clock;
+      std::vector<strata::TimePoint> starts(session.stages().size() + 1);
+      session.forward_timed(Level{0}, clock, starts);
+      const long before = allocations();
+      for (int level : {1, 0}) session.forward_timed(Level{level}, clock, starts);
+      CHECK(allocations() == before);
       session.set_profile(strata::profile(session, {.runs = 3, .warm_up = 1}));
       const auto by_deadline = session.run(input, strata::Deadline{std::chrono::seconds(60)});
       CHECK(std::equal(by_deadline.output.begin(), by_deadline.output.end(), whole.run(input, Level{1}).begin()));

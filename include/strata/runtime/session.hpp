@@ -76,14 +76,13 @@ class Session {
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
     micro_batch_ = options.micro_batch == 0 ? chosen_micro_batch() : std::min(options.micro_batch, batch_);
     if (micro_batch_ == batch_) {
-      prepare(*context_, batch_);
+      prepare_whole();
       return;
     }
     const index_t parts = std::min<index_t>(threads(), ceil_div(batch_, micro_batch_));
     for (index_t part = 0; part < parts; ++part) {
       parts_.push_back(std::make_unique<Context>(serial_));
-      if (batch_ % micro_batch_ != 0) prepare(*parts_.back(), batch_ % micro_batch_);
-      prepare(*parts_.back(), micro_batch_);
+      prepare(*parts_.back(), micro_batch_, batch_ % micro_batch_);
     }
   }
 
@@ -134,6 +133,7 @@ class Session {
       std::span<TimePoint> starts;
       std::size_t next = 1;
     } stamps{clock, starts};
+    prepare_whole();
     context_->set_stage_hook(
         [](void* object, std::string_view, Level at) noexcept {
           auto& self = *static_cast<Stamps*>(object);
@@ -178,7 +178,7 @@ class Session {
     (void)check_profile(profile, profile_key(), stages_).value();
     router_ = std::make_unique<Router>(profile, options);
     clock_ = clock;
-    if (!parts_.empty()) prepare(*context_, batch_);
+    prepare_whole();
   }
   /// The router of runs with a deadline; null before `set_profile`.
   [[nodiscard]] Router* router() noexcept { return router_.get(); }
@@ -246,13 +246,21 @@ class Session {
                   {input.size(), " numbers"}));
   }
 
-  /// Runs every level once on `count` pictures in `context`, which then has all memory it needs for so many.
-  STRATA_COLD void prepare(Context& context, index_t count) {
+  /// Runs every level on `count` pictures in `context`, and on `rest` if there are any: it then has all memory it needs
+  /// for so many.
+  STRATA_COLD void prepare(Context& context, index_t count, index_t rest = 0) {
     context.set_checking(true);
     do {
       run_every_level(context, count);
+      if (rest > 0) run_every_level(context, rest);
     } while (context.arena().unite());
     context.set_checking(false);
+  }
+
+  /// Once, for runs of the whole batch.
+  STRATA_COLD void prepare_whole() {
+    if (!whole_prepared_) prepare(*context_, batch_);
+    whole_prepared_ = true;
   }
 
   STRATA_COLD void run_every_level(Context& context, index_t count) {
@@ -295,6 +303,7 @@ class Session {
   Model model_;
   index_t batch_;
   index_t micro_batch_ = 1;
+  bool whole_prepared_ = false;
   std::unique_ptr<ThreadPool> pool_;
   inline static SerialExecutor serial_;          // has no state
   std::unique_ptr<Context> context_;             // of the whole batch
