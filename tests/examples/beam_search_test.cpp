@@ -14,16 +14,9 @@
 
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
+#include "support/close.hpp"
 
 namespace {
-
-/// Whether two numbers are equal but for rounding.
-bool close(double a, double b, double tolerance) {
-  INFO(a << " and " << b);
-  const bool equal = std::abs(a - b) <= tolerance * std::max(std::abs(a), std::abs(b));
-  CHECK(equal);
-  return equal;
-}
 
 using gnmt::BeamOptions;
 using gnmt::BeamSearch;
@@ -160,8 +153,8 @@ TEST_CASE("a beam that holds everything finds the best of all translations") {
       Exhaustive all{scorer, options, source.size()};
       all.visit(ToyScorer::mix(scorer.start(source), strata::begin_token), 0, std::vector<double>(source.size()));
       INFO("seed " << seed << ", alpha " << alpha << ", beta " << beta);
-      CHECK(close(found.score, all.best, 1e-5));
-      CHECK(close(found.log_probability, all.best_log, 1e-5));
+      CHECK(test::close(found.score, all.best, 1e-5));
+      CHECK(test::close(found.log_probability, all.best_log, 1e-5));
       CHECK(Words(found.words.begin(), found.words.end()) == all.best_words);
     }
 }
@@ -259,7 +252,7 @@ TEST_CASE("source words without attention lower the score by a finite amount") {
   ConstantScorer scorer{{0, 0, 1, 0, 2}};
   BeamSearch search(scorer, {.beam = 2, .length_penalty = 0, .coverage_penalty = 1, .longest = 3});
   const auto found = search.translate(Words{4, 5, 6});
-  CHECK(close(found.score, found.log_probability + 2 * std::log(1e-9), 1e-9));
+  CHECK(test::close(found.score, found.log_probability + 2 * std::log(1e-9), 1e-9));
 }
 
 TEST_CASE("a sentence without words and the shortest limit") {

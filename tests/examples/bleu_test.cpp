@@ -12,16 +12,9 @@
 #include <nlohmann/json.hpp>
 
 #include "support/catch.hpp"
+#include "support/close.hpp"
 
 namespace {
-
-/// Whether two numbers are equal but for rounding.
-bool close(double a, double b, double tolerance) {
-  INFO(a << " and " << b);
-  const bool equal = std::abs(a - b) <= tolerance * std::max(std::abs(a), std::abs(b));
-  CHECK(equal);
-  return equal;
-}
 
 nlohmann::json reference_sets() {
   std::ifstream file(STRATA_SOURCE_DIR "/tests/examples/bleu_reference.json");
@@ -56,15 +49,15 @@ TEST_CASE("a corpus scores as in sacreBLEU") {
       const gnmt::BleuScore found = bleu.score();
       const auto& expected = set[lower ? "lower" : "mixed"];
       INFO(set["name"] << (lower ? ", lower case" : ", mixed case"));
-      CHECK(close(found.score, expected["score"].get<double>(), 1e-12));
-      CHECK(close(found.brevity_penalty, expected["brevity_penalty"].get<double>(), 1e-12));
+      CHECK(test::close(found.score, expected["score"].get<double>(), 1e-12));
+      CHECK(test::close(found.brevity_penalty, expected["brevity_penalty"].get<double>(), 1e-12));
       CHECK(found.words == expected["words"].get<std::int64_t>());
       CHECK(found.reference_words == expected["reference_words"].get<std::int64_t>());
       for (std::size_t n = 0; n < 4; ++n) {
         INFO(n + 1 << "-grams");
         CHECK(found.correct[n] == expected["correct"][n].get<std::int64_t>());
         CHECK(found.total[n] == expected["total"][n].get<std::int64_t>());
-        CHECK(close(found.precisions[n], expected["precisions"][n].get<double>(), 1e-12));
+        CHECK(test::close(found.precisions[n], expected["precisions"][n].get<double>(), 1e-12));
       }
       CHECK(bleu.signature() == expected["signature"].get<std::string>());
     }
@@ -78,5 +71,5 @@ TEST_CASE("BLEU of no sentence, of bytes that are no text and of a very long lin
   for (int i = 0; i < 10000; ++i) line += "word" + std::to_string(i % 100) + " ";
   bleu.add(line, line);
   CHECK(bleu.score().words == 10000 + static_cast<std::int64_t>(gnmt::tokenise_13a("\xFF\xC3(\xE2\x82").size()));
-  CHECK(close(bleu.score().score, 100, 1e-9));
+  CHECK(test::close(bleu.score().score, 100, 1e-9));
 }
