@@ -127,7 +127,7 @@ class Session {
 
   /// As `forward`, but for the whole batch at once, whose memory the first call allocates; `starts[s]` is when stage s
   /// began and the entry after the last one when the output was written. Precondition: stages().size() + 1 entries.
-  void forward_timed(Level level, const Clock& clock, std::span<TimePoint> starts) noexcept {
+  void forward_timed(Level level, const Clock& clock, std::span<TimePoint> starts) {
     struct Stamps {
       const Clock& clock;
       std::span<TimePoint> starts;
