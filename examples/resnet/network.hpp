@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <strata/core/error.hpp>
@@ -137,11 +138,14 @@ struct Block {
     }
   }
 
-  Tensor operator()(typename Family::Context& context, const Tensor& x) const {
+  /// The result may take the place of `x`.
+  Tensor operator()(typename Family::Context& context, Tensor x) const {
+    Tensor shortcut = downsample ? (*downsample)(context, x) : x;
     Tensor y = conv1(context, x);
+    x = {};
     if (conv3) y = conv2(context, y);
     const Conv2d& last = conv3 ? *conv3 : conv2;
-    return downsample ? last(context, y, (*downsample)(context, x)) : last(context, y, x);
+    return last(context, y, std::move(shortcut));
   }
 
   template <class V>
@@ -204,7 +208,7 @@ struct ResNet {
     for (const auto& stage : stages)
       for (const auto& block : stage) {
         context.stage(*name++);
-        y = block(context, y);
+        y = block(context, std::move(y));
       }
     return fc(context, average(context, y));
   }

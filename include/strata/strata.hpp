@@ -17,6 +17,7 @@
 #include <strata/io/safetensors.hpp>
 #include <strata/kernels/attention.hpp>
 #include <strata/kernels/convolution.hpp>
+#include <strata/kernels/convolution_shape.hpp>
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
 #include <strata/kernels/even_lanes.hpp>

@@ -1,6 +1,7 @@
 // Convolutions and linear layers of the inference family against the plain loops, at every level, over awkward shapes.
 #include <cmath>
 #include <random>
+#include <utility>
 
 #include <strata/layers/inference.hpp>
 #include <strata/runtime/thread_pool.hpp>
@@ -91,6 +92,15 @@ float difference(const Case& c) {
     REQUIRE_FALSE(context.error());
     std::vector<float> found(static_cast<std::size_t>(c.batch * rows * oh * ow));
     strata::write_rows(y, found.data());
+    if (c.residual) {
+      const auto shared = r;
+      CHECK(layer(context, x, std::move(r)).data() != shared.data());
+      r = context.make(c.batch, {rows, oh, ow});
+      strata::read_rows(residual.data(), r);
+      std::vector<float> again(found.size());
+      strata::write_rows(layer(context, x, std::move(r)), again.data());
+      CHECK(again == found);
+    }
     const std::vector<float> effective = dense ? weights : matrix.to_dense(Level{level});
     const strata::kernels::ConvolutionShape shape{o.in_channels, rows,       o.kernel, o.stride,
                                                   o.padding,     o.dilation, o.groups};
@@ -120,12 +130,16 @@ float difference(const Case& c) {
 
 TEST_CASE("convolutions agree with the plain loops") {
   int combinations = 0;
-  for (const auto& [height, width] : {std::pair<index_t, index_t>{1, 1}, {7, 7}, {14, 14}, {5, 9}, {28, 28}, {3, 250}})
+  for (const auto& [height, width] :
+       {std::pair<index_t, index_t>{1, 1}, {7, 7}, {14, 14}, {5, 9}, {28, 28}, {3, 250}, {45, 61}})
     for (const index_t kernel : {1, 3, 5})
       for (const index_t stride : {1, 2, 3})
         for (const index_t batch : {1, 3})
           for (const double density : {0.0, 0.2, 1.0}) {
             for (int variant = 0; variant < 3; ++variant) {
+              // Large: only what takes several tiles to show.
+              if (height == 45 && (stride == 3 || batch > 1 || density == 0)) continue;
+              if (height == 45 && variant == 2 && kernel != 3) continue;
               strata::Conv2dOptions o;
               o.in_channels = variant == 0 ? 3 : (variant == 1 ? 20 : 70);
               o.out_channels = variant == 0 ? 1 : (variant == 1 ? 12 : 37);

@@ -39,6 +39,8 @@ class Block {
     return header_ == nullptr ? nullptr : reinterpret_cast<std::byte*>(header_) + data_offset;
   }
   [[nodiscard]] index_t bytes() const noexcept { return header_ == nullptr ? 0 : header_->bytes; }
+  /// Nobody else refers to the block.
+  [[nodiscard]] bool unique() const noexcept { return header_ != nullptr && header_->references == 1; }
 
   static constexpr index_t alignment = 64;
   /// Bytes before and after the usable ones that may be read (not written): a vector that hangs over an edge.

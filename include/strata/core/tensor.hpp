@@ -2,6 +2,7 @@
 // pictures happens here and nowhere else.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -27,6 +28,9 @@ class Tensor {
   [[nodiscard]] index_t batch() const noexcept { return layout_.batch; }
   [[nodiscard]] Scalar* data() const noexcept { return reinterpret_cast<Scalar*>(block_.data()); }
 
+  /// No other tensor sees this one's memory.
+  [[nodiscard]] bool unique() const noexcept { return block_.unique(); }
+
   [[nodiscard]] Scalar* row(index_t image, index_t channel, index_t y) const noexcept {
     return data() + layout_.row_offset(image, channel, y);
   }
@@ -43,10 +47,8 @@ void read_rows(const Scalar* source, const Tensor<Scalar>& target) noexcept {
   const TileLayout& layout = target.layout();
   for (index_t image = 0; image < layout.batch; ++image)
     for (index_t channel = 0; channel < layout.channels; ++channel)
-      for (index_t y = 0; y < layout.height; ++y, source += layout.width) {
-        Scalar* row = target.row(image, channel, y);
-        for (index_t x = 0; x < layout.width; ++x) row[x] = source[x];
-      }
+      for (index_t y = 0; y < layout.height; ++y, source += layout.width)
+        std::copy_n(source, layout.width, target.row(image, channel, y));
 }
 
 /// Copies `source` to the row-major batch x channels x height x width `target`.
@@ -55,10 +57,8 @@ void write_rows(const Tensor<Scalar>& source, Scalar* target) noexcept {
   const TileLayout& layout = source.layout();
   for (index_t image = 0; image < layout.batch; ++image)
     for (index_t channel = 0; channel < layout.channels; ++channel)
-      for (index_t y = 0; y < layout.height; ++y, target += layout.width) {
-        const Scalar* row = source.row(image, channel, y);
-        for (index_t x = 0; x < layout.width; ++x) target[x] = row[x];
-      }
+      for (index_t y = 0; y < layout.height; ++y, target += layout.width)
+        std::copy_n(source.row(image, channel, y), layout.width, target);
 }
 
 }  // namespace strata

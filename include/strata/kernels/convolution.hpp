@@ -89,6 +89,9 @@ class WorkSplit {
   index_t tasks_ = 0;
 };
 
+/// Bytes of an output up to which it is taken to be in the L2 cache before it is written.
+inline constexpr index_t cached_output = index_t{1} << 19;
+
 /// output = epilogue(convolution of input with weights) at `level`. `weights` is a `LeveledCsr` or a `DenseMatrix` of
 /// shape.out_channels x shape.columns(). Residual: laid out as the output. Scratch comes from `arena`.
 /// Preconditions: layouts fit the shape, level within the weights' levels, rows of one group of channels are whole
@@ -110,6 +113,9 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
   const WorkSplit split(out.tiles * pieces.count(), grouped ? shape.groups : shape.out_channels,
                         grouped ? 1 : weights.row_group(), static_cast<index_t>(executor.threads()));
   const index_t task_bytes = round_up(plan.size() * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
+  // Rows of a piece lie a channel apart, which no hardware prefetcher follows. Outputs that the caches hold anyway need
+  // none.
+  const bool outputs_leave_cache = out.size() * static_cast<index_t>(sizeof(Scalar)) > cached_output;
   const Block scratch = direct ? Block() : arena.take(split.tasks() * task_bytes);
   executor.parallel_for(split.tasks(), [&](index_t task) {
     Scalar* const panel = direct ? nullptr : reinterpret_cast<Scalar*>(scratch.data() + task * task_bytes);
@@ -132,6 +138,8 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
         job.output = output + tile * out.tile_size() + begin;
         job.output_pitch = out.tile_pitch;
         job.epilogue = epilogue;
+        if (outputs_leave_cache)
+          job.next_output = item % pieces.count() + 1 < pieces.count() ? end - begin : out.tile_size() - begin;
         if (epilogue.residual != nullptr) job.epilogue.residual += tile * out.tile_size() + begin;
         for (index_t block = 0; block < weights.blocks(); ++block) {
           job.block = block;

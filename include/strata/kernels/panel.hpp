@@ -12,38 +12,11 @@
 #include <strata/core/arena.hpp>
 #include <strata/core/tile_layout.hpp>
 #include <strata/core/types.hpp>
+#include <strata/kernels/convolution_shape.hpp>
 #include <strata/kernels/even_lanes.hpp>
+#include <strata/kernels/stride_phases.hpp>
 
 namespace strata::kernels {
-
-/// Extents of a 2-D convolution; weights are out_channels x (in_channels / groups * kernel.h * kernel.w).
-struct ConvolutionShape {
-  index_t in_channels = 1;
-  index_t out_channels = 1;
-  Pair kernel = 1;
-  Pair stride = 1;
-  Pair padding = 0;
-  Pair dilation = 1;
-  index_t groups = 1;
-
-  [[nodiscard]] constexpr index_t taps() const noexcept { return kernel.h * kernel.w; }
-  [[nodiscard]] constexpr index_t columns() const noexcept { return in_channels / groups * taps(); }
-  /// Input and output pixels are the same ones: no panel needed.
-  [[nodiscard]] constexpr bool pointwise() const noexcept {
-    return kernel == Pair(1) && stride == Pair(1) && padding == Pair(0);
-  }
-};
-
-/// What a panel is built for: columns `first` .. `first`+`count`-1 of the weights of a group of channels, for the
-/// elements `begin` .. of output tile `tile`, `pitch` of them (whole vectors).
-struct PanelPart {
-  index_t tile = 0;
-  index_t group = 0;
-  index_t first = 0;
-  index_t count = 0;
-  index_t begin = 0;
-  index_t pitch = 0;
-};
 
 /// How the panel of a convolution is arranged for given layouts: a run of `pitch` elements for each column.
 ///
@@ -54,7 +27,7 @@ class PanelPlan {
  public:
   PanelPlan(const ConvolutionShape& shape, const TileLayout& input, const TileLayout& output, index_t block_columns,
             index_t lanes, index_t max_vectors) noexcept
-      : shape_(shape), input_(input), output_(output) {
+      : shape_(shape), input_(input), output_(output), phases_(shape, input, output, lanes, max_vectors) {
     TileLayout as_input = output;
     as_input.channels = input.channels;
     const index_t up = shape.padding.h;
@@ -63,7 +36,7 @@ class PanelPlan {
     same_tiles_ = shape.stride == Pair(1) && as_input == input &&
                   (output.tile_rows == output.height || furthest <= output.tile_rows);
     panel_size_ = round_up(block_columns * max_vectors * lanes + lanes, lanes);
-    size_ = panel_size_ + (same_tiles_ ? (shape.kernel.w + 2 * shape.kernel.h) * output.tile_pitch : 0);
+    size_ = panel_size_ + (same_tiles_ ? (shape.kernel.w + 2 * shape.kernel.h) * output.tile_pitch : phases_.size());
   }
 
   /// Elements of the panel's memory, edges that vectors hang over and scratch included.
@@ -76,10 +49,11 @@ class PanelPlan {
     const index_t part = tile % output_.tiles_per_image();
     // All tiles between the first and the last one of a picture have the same masks, and so have whole pictures.
     const bool same_as_before = output_.tiles_per_image() == 1 || (part > 1 && part + 1 < output_.tiles_per_image());
+    if (phases_.applies() && first) phases_.prepare(panel + panel_size_);
     if (!same_tiles_ || (!first && same_as_before)) return;
     Scalar* mask = panel + panel_size_;
     for (index_t kx = 0; kx < shape_.kernel.w; ++kx, mask += output_.tile_pitch)
-      if (first) fill_column_mask(kx, mask);
+      if (first) fill_column_mask(shape_, output_, input_.width, kx, mask);
     for (index_t ky = 0; ky < shape_.kernel.h; ++ky, mask += 2 * output_.tile_pitch)
       fill_row_masks(part, ky, mask, mask + output_.tile_pitch);
   }
@@ -91,6 +65,8 @@ class PanelPlan {
     if (same_tiles_) {
       const Scalar* const tile = input + part.tile * input_.tile_size() + base * input_.tile_pitch;
       for (index_t tap = 0; tap < shape_.taps(); ++tap) move_tile<Arch>(tile, part, tap, panel);
+    } else if (phases_.applies()) {
+      phases_.template fill<Arch>(input, part, base, panel + panel_size_, panel);
     } else {
       gather_rows<Arch>(input, part, base, panel);
     }
@@ -100,21 +76,6 @@ class PanelPlan {
   template <class Scalar>
   static void set_mask(Scalar* mask, index_t count, bool inside) noexcept {
     std::memset(mask, inside ? 0xFF : 0, static_cast<std::size_t>(count) * sizeof(Scalar));
-  }
-
-  /// Ones where the horizontal tap of an element lies in its row.
-  template <class Scalar>
-  void fill_column_mask(index_t kx, Scalar* mask) const noexcept {
-    const index_t width = output_.width;
-    const index_t shift = kx * shape_.dilation.w - shape_.padding.w;
-    const index_t first = shift >= 0 ? 0 : (-shift < width ? -shift : width);
-    const index_t last = shift <= 0 ? width : (shift < width ? width - shift : 0);
-    index_t at = 0;
-    for (; at + width <= output_.tile_pitch; at += width) {
-      set_mask(mask + at, width, false);
-      if (last > first) set_mask(mask + at + first, last - first, true);
-    }
-    set_mask(mask + at, output_.tile_pitch - at, false);
   }
 
   /// Ones where the vertical tap of a row lies in the picture: in `own` if in the same tile, in `other` if in the tile
@@ -279,6 +240,7 @@ class PanelPlan {
   ConvolutionShape shape_;
   TileLayout input_;
   TileLayout output_;
+  StridePhases phases_;
   bool same_tiles_ = false;  ///< the panel is the input, moved
   index_t panel_size_ = 0;   ///< elements without the masks behind them
   index_t size_ = 0;

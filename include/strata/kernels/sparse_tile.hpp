@@ -28,6 +28,9 @@ struct StratumCursor {
 /// Strata that one kernel call can walk without allocating; matrices with more levels are refused when loaded.
 inline constexpr int max_strata = 16;
 
+/// Strata that a kernel walks at once; more levels take more passes, because every kernel costs compile time.
+inline constexpr int strata_of_a_pass = 2;
+
 /// Where `stratum` is at position `row` of `block`.
 template <class Scalar, class Index>
 [[nodiscard]] StratumCursor<Scalar, Index> cursor_at(const LeveledCsr<Scalar, Index>& matrix, int stratum,
@@ -110,6 +113,9 @@ struct TileJob {
   index_t prefetch_columns = 0;
   index_t prefetch_pitch = 0;
   index_t prefetch_bytes = 0;
+  /// From the outputs of this job to those of the one after it, in elements, if they are to be brought into the cache
+  /// (with their residual) by the job with the last block; 0 if not.
+  index_t next_output = 0;
 };
 
 /// Spreads the prefetching of a job over its groups of rows: a hardware prefetcher cannot guess the next block of
@@ -142,6 +148,13 @@ class Prefetcher {
 };
 
 namespace detail {
+
+/// Brings the lines of `elements` elements from `start` into the L2 cache.
+template <index_t elements, class Scalar>
+[[gnu::always_inline]] inline void prefetch(const Scalar* start) noexcept {
+  constexpr index_t step = 64 / static_cast<index_t>(sizeof(Scalar));
+  for (index_t at = 0; at < elements; at += step) __builtin_prefetch(start + at, 0, 2);
+}
 
 /// The sums of one row, in registers. (Sums must never have their address taken: arrays of sums that escape into a
 /// function that is not inlined cost a third of the speed.)
@@ -219,6 +232,12 @@ template <class Arch, bool tail, int strata, class Scalar, class Index, std::siz
       add_stratum(0);
       if constexpr (strata == 2) add_stratum(1);
       if (job.last_block) {
+        if (job.next_output != 0) {
+          constexpr auto elements = static_cast<index_t>(sizeof...(v) * xsimd::batch<Scalar, Arch>::size);
+          prefetch<elements>(job.output + offset + job.next_output);
+          if (job.epilogue.residual != nullptr && job.epilogue.residual != job.output)
+            prefetch<elements>(job.epilogue.residual + offset + job.next_output);
+        }
         sums.finish(job.epilogue, row, job.output, offset);
       } else {
         sums.store(job.output + offset);
@@ -227,11 +246,11 @@ template <class Arch, bool tail, int strata, class Scalar, class Index, std::siz
   }
 }
 
-/// Two strata a pass, because every kernel costs compile time; between passes the sums wait in the output.
+/// Between passes the sums wait in the output.
 template <class Arch, std::size_t vectors, bool tail, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
-  constexpr int most = 2;
+  constexpr int most = strata_of_a_pass;
   if (level.index == 0) return sparse_tile<Arch, tail, 1>(matrix, 0, job, each);
   TileJob<Scalar> pass = job;
   for (int first = 0; first <= level.index; first += most) {

@@ -74,6 +74,7 @@ class Session {
     if (options.batch < 1) raise(Error("session", "a batch of at least 1", options.batch));
     if (options.micro_batch < 0) raise(Error("session", "a micro-batch of at least 0", options.micro_batch));
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
+    source_ = input_.data();
     micro_batch_ = options.micro_batch == 0 ? chosen_micro_batch() : std::min(options.micro_batch, batch_);
     if (micro_batch_ == batch_) {
       prepare_whole();
@@ -156,8 +157,7 @@ class Session {
     if (level.index < 0 || level.index >= model_.levels())
       raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
     if constexpr (requires { model_.network().check_input(input); }) (void)model_.network().check_input(input).value();
-    std::copy(input.begin(), input.end(), input_.begin());
-    return forward(level);
+    return reading(input, [&] { return forward(level); });
   }
 
   /// What a profile of this session belongs to.
@@ -223,11 +223,10 @@ class Session {
     require_size(input);
     if (router_ == nullptr)
       raise(Error("deadline", "a profile: session.set_profile(strata::profile(session))", "none"));
-    // The deadline counts from the call, copying included.
+    // The deadline counts from the call.
     Deadline counted = deadline;
     if (!counted.arrival) counted.arrival = clock_();
-    std::copy(input.begin(), input.end(), input_.begin());
-    return forward(counted, policy);
+    return reading(input, [&] { return forward(counted, policy); });
   }
   /// With `ChooseAndReroute`: starts at the highest level that is predicted to meet the deadline, drops when late.
   DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline) {
@@ -238,6 +237,15 @@ class Session {
   static Level note_stage(void* names, std::string_view name, Level level) noexcept {
     static_cast<std::vector<std::string>*>(names)->emplace_back(name);
     return level;
+  }
+
+  /// `run`, which reads `input` where it is instead of `input()`.
+  template <class Run>
+  auto reading(std::span<const Scalar> input, const Run& run) noexcept {
+    source_ = input.data();
+    auto result = run();
+    source_ = input_.data();
+    return result;
   }
 
   STRATA_COLD void require_size(std::span<const Scalar> input) const {
@@ -291,7 +299,7 @@ class Session {
 
   [[nodiscard]] typename Family::Tensor compute(Context& context, index_t first, index_t count) {
     typename Family::Tensor x = context.make(count, model_.input_shape());
-    read_rows(input_.data() + first * model_.input_shape().size(), x);
+    read_rows(source_ + first * model_.input_shape().size(), x);
     return model_.network()(context, x);
   }
 
@@ -309,6 +317,7 @@ class Session {
   std::unique_ptr<Context> context_;             // of the whole batch
   std::vector<std::unique_ptr<Context>> parts_;  // of the threads that share micro-batches; empty if there are none
   std::vector<Scalar> input_;
+  const Scalar* source_ = nullptr;  // what a run reads: `input_`, or the caller's
   std::vector<Scalar> output_;
   std::vector<std::string> stages_;
   Level level_;

@@ -36,17 +36,23 @@ class Conv2d {
   }
 
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x) const {
-    return run(context, x, nullptr);
+    return run(context, x, nullptr, nullptr);
   }
   /// `residual` has the shape of the output.
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x,
                                           const Tensor<Scalar>& residual) const {
-    return run(context, x, &residual);
+    return run(context, x, &residual, nullptr);
+  }
+  /// As before; if no other tensor sees the residual's memory the result may be written there, which spares large
+  /// pictures a tensor.
+  [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x,
+                                          Tensor<Scalar>&& residual) const {
+    return run(context, x, &residual, &residual);
   }
 
  private:
-  Tensor<Scalar> run(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x,
-                     const Tensor<Scalar>* residual) const {
+  Tensor<Scalar> run(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x, const Tensor<Scalar>* residual,
+                     Tensor<Scalar>* consumed) const {
     const Shape in = x.shape();
     Shape out{options_.out_channels, options_.output_height(in.height), options_.output_width(in.width)};
     if (!context.check(in.channels == options_.in_channels && options_.fits(in.height, in.width), [&] {
@@ -59,10 +65,11 @@ class Conv2d {
                        {strata::detail::text(residual->shape())});
         }))
       return context.make(x.batch(), out);
-    Tensor<Scalar> y = context.make(x.batch(), out);
+    const Level level = context.level();
+    const bool in_place = consumed != nullptr && consumed->unique() && writes_once(level);
+    Tensor<Scalar> y = in_place ? *consumed : context.make(x.batch(), out);
     const kernels::ConvolutionShape shape{options_.in_channels, options_.out_channels, options_.kernel, options_.stride,
                                           options_.padding,     options_.dilation,     options_.groups};
-    const Level level = context.level();
     const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
                                             residual == nullptr ? nullptr : residual->data());
     const TileLayout layout = y.layout();
@@ -76,6 +83,12 @@ class Conv2d {
                                  context.arena(), context.executor());
     });
     return y;
+  }
+
+  /// Sums do not pass through the output, so that it may be the residual.
+  [[nodiscard]] bool writes_once(Level level) const noexcept {
+    return weights_.with_matrix(
+        [&](const auto& matrix) { return matrix.blocks() == 1 && level.index < kernels::strata_of_a_pass; });
   }
 
   void run_one_pixel(InferenceContext<Scalar, Arch>& context, const kernels::ConvolutionShape& shape,

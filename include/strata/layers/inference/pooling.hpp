@@ -25,6 +25,32 @@ template <bool maximum, class Batch>
   }
 }
 
+/// reduced[x] = the maximum or the sum of row[x] and, unless it is the `first` row, reduced[x] for `width` elements.
+template <bool maximum, class Arch, class Scalar>
+void combine_row(const Scalar* row, index_t width, bool first, Scalar* reduced) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  index_t x = 0;
+  for (; x + lanes <= width; x += lanes) {
+    const auto pixels = Batch::load_unaligned(row + x);
+    (first ? pixels : combine<maximum>(pixels, Batch::load_aligned(reduced + x))).store_aligned(reduced + x);
+  }
+  for (; x < width; ++x) reduced[x] = first ? row[x] : (maximum ? std::max(row[x], reduced[x]) : row[x] + reduced[x]);
+}
+
+/// The sum of `count` elements.
+template <class Arch, class Scalar>
+[[nodiscard]] Scalar sum_of(const Scalar* row, index_t count) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  Batch sums(Scalar{0});
+  index_t x = 0;
+  for (; x + lanes <= count; x += lanes) sums += Batch::load_unaligned(row + x);
+  Scalar sum = xsimd::hadd(sums);
+  for (; x < count; ++x) sum += row[x];
+  return sum;
+}
+
 /// target[x] = the maximum or the sum of row[x * step] .. row[x * step + count - 1] for `width` elements; `count` may
 /// be any number, whole vectors of the row are read.
 template <bool maximum, class Arch, class Scalar>
@@ -72,48 +98,47 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
   Tensor<Scalar> y = context.make(x.batch(), out);
   const auto threads = static_cast<index_t>(context.executor().threads());
-  // A row of the picture reduced over the window's rows by whole vectors, with neutral elements on either side, then
-  // the row over the window's columns.
+  // Rows of some channels reduced over the window's rows by whole vectors, with neutral elements on either side, then
+  // each over the window's columns: by then the vectors have left the store buffer, which unaligned loads wait for.
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
+  constexpr index_t together = 8;
   const Batch neutral(maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0});
   const index_t margin = round_up(options.padding.w, lanes);
   const index_t reach = round_up(out.width, lanes) * options.stride.w + options.kernel.w + lanes;  // of the last window
   const index_t row_size = margin + round_up(std::max(in.width, reach), lanes) + lanes;
-  const index_t row_bytes = round_up(row_size * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
-  const Block scratch = context.arena().take(threads * row_bytes);
+  const index_t task_bytes = round_up(together * row_size * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
+  const Block scratch = context.arena().take(threads * task_bytes);
   context.executor().parallel_for(threads, [&](index_t task) {
-    auto* const start = reinterpret_cast<Scalar*>(scratch.data() + task * row_bytes);
-    for (index_t sx = 0; sx < row_size; sx += lanes) neutral.store_aligned(start + sx);
-    Scalar* const reduced = start + margin;
-    const index_t planes = x.batch() * out.channels;
-    for (index_t plane = task * planes / threads; plane < (task + 1) * planes / threads; ++plane) {
-      const index_t image = plane / out.channels;
-      const index_t channel = plane % out.channels;
-      for (index_t oy = 0; oy < out.height; ++oy) {
-        Scalar* target = y.row(image, channel, oy);
-        const index_t top = oy * options.stride.h - options.padding.h;
-        const index_t y0 = top < 0 ? 0 : top;
-        const index_t y1 = top + options.kernel.h < in.height ? top + options.kernel.h : in.height;
+    auto* const start = reinterpret_cast<Scalar*>(scratch.data() + task * task_bytes);
+    for (index_t sx = 0; sx < together * row_size; sx += lanes) neutral.store_aligned(start + sx);
+    // Row by row, all channels of each: so they lie in memory.
+    const index_t rows = x.batch() * out.height;
+    for (index_t row = task * rows / threads; row < (task + 1) * rows / threads; ++row) {
+      const index_t image = row / out.height;
+      const index_t oy = row % out.height;
+      const index_t top = oy * options.stride.h - options.padding.h;
+      const index_t y0 = top < 0 ? 0 : top;
+      const index_t y1 = top + options.kernel.h < in.height ? top + options.kernel.h : in.height;
+      for (index_t first = 0; first < out.channels; first += together) {
+        const index_t channels = std::min(together, out.channels - first);
         for (index_t sy = y0; sy < y1; ++sy) {
-          const Scalar* const pixels = x.row(image, channel, sy);
-          index_t sx = 0;
-          for (; sx + lanes <= in.width; sx += lanes) {
-            const auto row = Batch::load_unaligned(pixels + sx);
-            (sy == y0 ? row : combine<maximum>(row, Batch::load_aligned(reduced + sx))).store_aligned(reduced + sx);
-          }
-          for (; sx < in.width; ++sx)
-            reduced[sx] =
-                sy == y0 ? pixels[sx] : (maximum ? std::max(pixels[sx], reduced[sx]) : pixels[sx] + reduced[sx]);
+          const Scalar* pixels = x.row(image, first, sy);
+          Scalar* reduced = start + margin;
+          for (index_t c = 0; c < channels; ++c, pixels += x.layout().tile_pitch, reduced += row_size)
+            combine_row<maximum, Arch>(pixels, in.width, sy == y0, reduced);
         }
-        combine_columns<maximum, Arch>(reduced - options.padding.w, options.stride.w, options.kernel.w, out.width,
-                                       target);
-        if constexpr (!maximum) {
-          for (index_t ox = 0; ox < out.width; ++ox) {
-            const index_t left = ox * options.stride.w - options.padding.w;
-            const index_t x0 = left < 0 ? 0 : left;
-            const index_t x1 = left + options.kernel.w < in.width ? left + options.kernel.w : in.width;
-            target[ox] /= static_cast<Scalar>((y1 - y0) * (x1 - x0));
+        Scalar* target = y.row(image, first, oy);
+        const Scalar* reduced = start + margin - options.padding.w;
+        for (index_t c = 0; c < channels; ++c, target += y.layout().tile_pitch, reduced += row_size) {
+          combine_columns<maximum, Arch>(reduced, options.stride.w, options.kernel.w, out.width, target);
+          if constexpr (!maximum) {
+            for (index_t ox = 0; ox < out.width; ++ox) {
+              const index_t left = ox * options.stride.w - options.padding.w;
+              const index_t x0 = left < 0 ? 0 : left;
+              const index_t x1 = left + options.kernel.w < in.width ? left + options.kernel.w : in.width;
+              target[ox] /= static_cast<Scalar>((y1 - y0) * (x1 - x0));
+            }
           }
         }
       }
@@ -160,14 +185,15 @@ class GlobalAvgPool2d {
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x) const {
     const Shape in = x.shape();
     Tensor<Scalar> y = context.make(x.batch(), {in.channels, 1, 1});
+    // A picture lies in one tile or several, each of which holds whole rows without gaps.
+    const index_t rows = std::max<index_t>(1, x.layout().tile_rows);
+    const auto pixels = static_cast<Scalar>(in.height * in.width);
     for (index_t image = 0; image < x.batch(); ++image)
       for (index_t channel = 0; channel < in.channels; ++channel) {
         Scalar sum{0};
-        for (index_t row = 0; row < in.height; ++row) {
-          const Scalar* source = x.row(image, channel, row);
-          for (index_t column = 0; column < in.width; ++column) sum += source[column];
-        }
-        *y.row(image, channel, 0) = sum / static_cast<Scalar>(in.height * in.width);
+        for (index_t row = 0; row < in.height; row += rows)
+          sum += detail::sum_of<Arch>(x.row(image, channel, row), std::min(rows, in.height - row) * in.width);
+        *y.row(image, channel, 0) = sum / pixels;
       }
     return y;
   }

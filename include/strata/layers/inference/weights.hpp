@@ -104,12 +104,9 @@ class LayerWeights {
 
   /// Calls `f` with the `LeveledCsr` or the `DenseMatrix`.
   template <class F>
-  void with_matrix(F&& f) const {
-    if (is_sparse_) {
-      f(sparse_);
-    } else {
-      f(dense_);
-    }
+  decltype(auto) with_matrix(F&& f) const {
+    if (is_sparse_) return f(sparse_);
+    return f(dense_);
   }
 
   [[nodiscard]] bool is_sparse() const noexcept { return is_sparse_; }
