@@ -77,7 +77,8 @@ class StridePhases {
     const index_t odd_pixels = (count[0] + count[1]) * width + lanes;
     for (index_t column = part.first; column < part.first + part.count;) {
       const index_t channel = column / taps;
-      const index_t end = (channel + 1) * taps < part.first + part.count ? (channel + 1) * taps : part.first + part.count;
+      const index_t end =
+          (channel + 1) * taps < part.first + part.count ? (channel + 1) * taps : part.first + part.count;
       Scalar* row = scratch;
       for (index_t parity = 0; parity < 2; ++parity)
         for (index_t i = 0; i < count[parity]; ++i, row += width) {
