@@ -2,9 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <unordered_map>
-
 #include <dnnl.hpp>
+#include <unordered_map>
 
 #include <strata/kernels/convolution_shape.hpp>
 

@@ -32,9 +32,10 @@ struct BenchmarkOptions {
   std::uint64_t seed = 1;
   double seconds = 10;  ///< for all models together
   std::vector<strata::LevelBudget> budgets;
-  bool uniform = false;     ///< uniform masks at the weight budgets, whatever the FLOPs
-  std::string report;       ///< JSON file; empty: none
-  std::string save_masked;  ///< directory for the weights that were run; empty: none
+  bool uniform = false;       ///< uniform masks at the weight budgets, whatever the FLOPs
+  bool choose_paths = false;  ///< sparse or dense, by measurement
+  std::string report;         ///< JSON file; empty: none
+  std::string save_masked;    ///< directory for the weights that were run; empty: none
 };
 
 namespace detail {
@@ -75,6 +76,16 @@ inline void save_reference(const BenchmarkOptions& options, const std::vector<Co
   (void)strata::train::write_state_dict(archive, options.save_masked + "/reference.safetensors").value();
 }
 
+/// Prints what was measured.
+inline void choose_paths(strata::Session<strata::Model<ResNet>>& session) {
+  examples::Table table({"layer", "level", "density", "sparse us", "dense us", "path"});
+  for (const strata::LayerPath& path : session.choose_paths())
+    table.add({path.layer, std::to_string(path.level.index), examples::percent(path.density, 1),
+               examples::fixed(path.sparse_seconds * 1e6, 1), examples::fixed(path.dense_seconds * 1e6, 1),
+               path.dense ? "dense" : "sparse"});
+  std::printf("%s\n", table.text().c_str());
+}
+
 }  // namespace detail
 
 /// Builds the models, times them, prints a table and writes what `options` ask for. Raises: options out of range, files
@@ -100,6 +111,7 @@ inline void run_benchmark(const BenchmarkOptions& options) {
   const strata::SessionOptions session_options{.batch = options.batch, .executor = &pool};
   strata::Session<Model> dense_session(dense, session_options);
   strata::Session<Model> nested_session(nested, session_options);
+  if (options.choose_paths) detail::choose_paths(nested_session);
   std::mt19937_64 random(options.seed);
   std::normal_distribution<float> normal;
   for (float& value : dense_session.input()) value = normal(random);
@@ -138,7 +150,8 @@ inline void run_benchmark(const BenchmarkOptions& options) {
       contender.seconds.push_back(since(before));
     }
 
-  examples::Table table({"model", "weights", "FLOPs", "MiB", "median ms", "least ms", "GFLOP/s", "speed-up"});
+  examples::Table table(
+      {"model", "weights", "FLOPs", "MiB", "bytes a weight", "median ms", "least ms", "GFLOP/s", "speed-up"});
   nlohmann::json rows = nlohmann::json::array();
   double dense_seconds = 0;
   for (auto& contender : contenders) {
@@ -152,6 +165,7 @@ inline void run_benchmark(const BenchmarkOptions& options) {
     const auto bytes = static_cast<double>((is_dense ? dense : nested).bytes(contender.level));
     table.add({is_dense ? "dense" : "level " + contender.name, examples::percent(contender.count.weight_share(), 2),
                examples::percent(contender.count.flop_share(), 2), examples::fixed(bytes / 1048576, 1),
+               examples::fixed(bytes / static_cast<double>((is_dense ? dense : nested).nnz(contender.level)), 2),
                examples::fixed(median * 1e3, 2), examples::fixed(least * 1e3, 2), examples::fixed(gflops, 1),
                dense_seconds > 0 ? examples::fixed(dense_seconds / median, 2) + "x" : ""});
     nlohmann::json row = {{"engine", "strata"},
@@ -162,6 +176,7 @@ inline void run_benchmark(const BenchmarkOptions& options) {
                           {"median_ms", median * 1e3},
                           {"min_ms", least * 1e3},
                           {"gflops", gflops},
+                          {"bytes", bytes},
                           {"weights", contender.count.weight_share()},
                           {"flops", contender.count.flop_share()}};
     if (!is_dense) row["level"] = contender.level.index;

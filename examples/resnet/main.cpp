@@ -39,6 +39,8 @@ int main(int argc, char** argv) {
   app.add_option("--levels", levels, "benchmark: weights:flops of each level as fractions, sparsest first")
       ->capture_default_str();
   app.add_flag("--uniform", timing.uniform, "benchmark: uniform density at the weight budgets, whatever the FLOPs");
+  app.add_flag("--choose-paths", timing.choose_paths,
+               "benchmark: let dense copies of nearly dense layers be tried, and tell what was chosen");
   app.add_option("--report", timing.report, "benchmark: file for the table as JSON");
   app.add_option("--save-masked", timing.save_masked,
                  "benchmark: directory for the same weights: PyTorch state_dicts with zeros (dense.safetensors, "

@@ -28,6 +28,7 @@
 #include <strata/kernels/sparse_narrow.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 #include <strata/kernels/sparse_vector.hpp>
+#include <strata/kernels/stride_phases.hpp>
 #include <strata/layers/attention.hpp>
 #include <strata/layers/context.hpp>
 #include <strata/layers/embedding.hpp>
@@ -39,6 +40,7 @@
 #include <strata/layers/module.hpp>
 #include <strata/layers/options.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/layers/path_choice.hpp>
 #include <strata/layers/point_set.hpp>
 #include <strata/layers/sequence.hpp>
 #include <strata/runtime/clock.hpp>

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <strata/runtime/session.hpp>
@@ -43,6 +44,48 @@ TEST_CASE("a run allocates nothing, gives the same result every time and switche
       CHECK(allocations() == before);
       CHECK(same);
     }
+}
+
+TEST_CASE("a dense path gives what the sparse one gives, at the levels that it was chosen for") {
+  auto model = SmallModel::from_archive(small_archive()).value();
+  for (const auto& [batch, micro_batch] : {std::pair<index_t, index_t>{1, 0}, {5, 2}, {5, 5}}) {
+    strata::Session<SmallModel> session(model, {.threads = 2, .batch = batch, .micro_batch = micro_batch});
+    std::vector<float> input(static_cast<std::size_t>(batch * 81));
+    for (std::size_t i = 0; i < input.size(); ++i) input[i] = static_cast<float>(i % 17) / 17.0F;
+    std::vector<float> sparse[2];
+    for (int level : {0, 1}) {
+      const auto output = session.run(input, Level{level});
+      sparse[level].assign(output.begin(), output.end());
+    }
+    const index_t bytes[2] = {model.bytes(Level{0}), model.bytes(Level{1})};
+    const double any_gain = -1e9;
+    const double no_gain = 1;
+    // Level 1 holds half of the weights, level 0 a quarter.
+    const auto paths = session.choose_paths({.least_density = 0.3, .repetitions = 1, .least_gain = any_gain});
+    REQUIRE(paths.size() == 2);
+    CHECK(paths[0].layer == "conv");
+    CHECK(paths[1].layer == "fc");
+    for (const auto& path : paths) {
+      CHECK(path.level == Level{1});
+      CHECK(std::abs(path.density - 0.5) < 0.02);
+      CHECK(path.dense);
+    }
+    CHECK(model.bytes(Level{0}) == bytes[0]);
+    CHECK(model.bytes(Level{1}) != bytes[1]);
+    const long before = allocations();
+    for (int level : {1, 0, 1}) {
+      const auto output = session.run(input, Level{level});
+      bool close = true;
+      for (std::size_t i = 0; i < output.size(); ++i) close = close && std::abs(output[i] - sparse[level][i]) < 1e-5F;
+      CHECK(close);
+      if (level == 0) CHECK(std::equal(output.begin(), output.end(), sparse[0].begin()));
+    }
+    CHECK(allocations() == before);
+    CHECK(session.choose_paths({.least_density = 0, .repetitions = 1, .least_gain = no_gain}).size() == 4);
+    CHECK(model.bytes(Level{1}) == bytes[1]);
+    const auto output = session.run(input, Level{1});
+    CHECK(std::equal(output.begin(), output.end(), sparse[1].begin()));
+  }
 }
 
 TEST_CASE("a batch in micro-batches gives what the whole batch gives, without allocating") {

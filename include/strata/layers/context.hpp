@@ -14,6 +14,7 @@
 #include <strata/core/executor.hpp>
 #include <strata/core/tensor.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/path_choice.hpp>
 
 namespace strata {
 
@@ -57,6 +58,10 @@ class InferenceContext {
   void set_checking(bool checking) noexcept { checking_ = checking; }
   [[nodiscard]] const std::optional<Error>& error() const noexcept { return error_; }
 
+  /// Set for a run in which layers choose between their sparse and their dense path.
+  [[nodiscard]] PathChooser* path_chooser() const noexcept { return path_chooser_; }
+  void set_path_chooser(PathChooser* chooser) noexcept { path_chooser_ = chooser; }
+
   /// False, and the first such error is kept, if the run is a checking one and `ok` does not hold or did not before.
   template <class Describe>
   [[nodiscard]] bool check(bool ok, Describe&& describe) {
@@ -72,6 +77,7 @@ class InferenceContext {
   Executor& executor_;
   StageHook hook_ = nullptr;
   void* hook_object_ = nullptr;
+  PathChooser* path_chooser_ = nullptr;
   bool checking_ = false;
   std::optional<Error> error_;
 };

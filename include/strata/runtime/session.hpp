@@ -103,6 +103,22 @@ class Session {
   /// The level of the last run, at its start: below the one asked for if that one's memory was not there.
   [[nodiscard]] Level level() const noexcept { return level_; }
 
+  /// Times both paths of every convolution and linear layer at each level that is at least `options.least_density`
+  /// dense, sparse as stored and dense as a copy, on this session's batch and threads, and from then on takes the
+  /// faster one. For models whose fullest levels are nearly dense. The copies belong to the model, whose other sessions
+  /// take them too and grow their memory at their next run; no other run may be under way. Sums are rounded in another
+  /// order on the dense path. Returns what was measured.
+  STRATA_COLD std::vector<LayerPath> choose_paths(const PathOptions& options = {}) {
+    PathChooser chooser(options);
+    Context& context = parts_.empty() ? *context_ : *parts_.front();
+    context.set_path_chooser(&chooser);
+    run_every_level(context, micro_batch_);
+    context.set_path_chooser(nullptr);
+    for (const auto& part : parts_) prepare(*part, micro_batch_, batch_ % micro_batch_);
+    if (whole_prepared_) prepare(*context_, batch_);
+    return chooser.paths();
+  }
+
   /// Runs `level`, or the highest one present below it, on what `input()` holds. Neither allocates nor throws nor locks
   /// (beyond what the executor does). Precondition: 0 <= level.index < model().levels().
   std::span<const Scalar> forward(Level level) noexcept {

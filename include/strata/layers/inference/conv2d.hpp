@@ -78,17 +78,19 @@ class Conv2d {
       run_one_pixel(context, shape, x, y, epilogue);
       return y;
     }
-    weights_.with_matrix([&](const auto& matrix) {
+    const auto compute = [&](const auto& matrix) {
       kernels::convolution<Arch>(matrix, level, shape, x.layout(), x.data(), layout, y.data(), epilogue,
                                  context.arena(), context.executor());
-    });
+    };
+    if (context.path_chooser() != nullptr) weights_.choose_path(name_, level, *context.path_chooser(), compute);
+    weights_.with_matrix(level, compute);
     return y;
   }
 
   /// Sums do not pass through the output, so that it may be the residual.
   [[nodiscard]] bool writes_once(Level level) const noexcept {
     return weights_.with_matrix(
-        [&](const auto& matrix) { return matrix.blocks() == 1 && level.index < kernels::strata_of_a_pass; });
+        level, [&](const auto& matrix) { return matrix.blocks() == 1 && level.index < kernels::strata_of_a_pass; });
   }
 
   void run_one_pixel(InferenceContext<Scalar, Arch>& context, const kernels::ConvolutionShape& shape,
@@ -100,7 +102,7 @@ class Conv2d {
     kernels::Epilogue<Scalar> partial = epilogue;
     partial.residual = nullptr;
     partial.activation = Activation::identity;
-    weights_.with_matrix([&](const auto& matrix) {
+    weights_.with_matrix(context.level(), [&](const auto& matrix) {
       kernels::convolution<Arch>(matrix, context.level(), shape, x.layout(), x.data(), wide, spread.data(), partial,
                                  context.arena(), context.executor());
     });

@@ -51,7 +51,9 @@ class Linear {
     const Level level = context.level();
     const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
                                             residual == nullptr ? nullptr : residual->data());
-    weights_.with_matrix([&](const auto& matrix) { multiply(context, matrix, x, y, epilogue); });
+    const auto compute = [&](const auto& matrix) { multiply(context, matrix, x, y, epilogue); };
+    if (context.path_chooser() != nullptr) weights_.choose_path(name_, level, *context.path_chooser(), compute);
+    weights_.with_matrix(level, compute);
     return y;
   }
 

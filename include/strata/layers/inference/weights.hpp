@@ -13,6 +13,7 @@
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/layers/path_choice.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata::inference {
@@ -94,6 +95,8 @@ class LayerWeights {
     if (source.levels() > kernels::max_strata)
       source.fail(Error({weight}, {"at most ", kernels::max_strata, " levels"}, {source.levels()}));
     is_sparse_ = source.has(weight + ".shape");
+    dense_block_columns_ = dense_block_columns;
+    expanded_.clear();
     if (is_sparse_) {
       sparse_ = source.leveled_csr<Scalar, Index>(weight, rows, columns);
     } else {
@@ -102,7 +105,35 @@ class LayerWeights {
     statistics_.load(name, norm_name, rows, norm, bias, source);
   }
 
-  /// Calls `f` with the `LeveledCsr` or the `DenseMatrix`.
+  /// Calls `f` with what `level` is computed from: the `LeveledCsr` or a `DenseMatrix`.
+  template <class F>
+  decltype(auto) with_matrix(Level level, F&& f) const {
+    const auto at = static_cast<std::size_t>(level.index);
+    if (at < expanded_.size() && !expanded_[at].weights.empty()) return f(expanded_[at].matrix);
+    return with_matrix(f);
+  }
+
+  /// Tries a dense copy of `level` and keeps it if the chooser of a run finds it faster. `run(matrix)` computes the
+  /// layer named `name` once. Not while others run the layer.
+  template <class Run>
+  STRATA_COLD void choose_path(const std::string& name, Level level, PathChooser& chooser, const Run& run) const {
+    const index_t size = is_sparse_ ? sparse_.rows() * sparse_.columns() : 0;
+    const double density = size == 0 ? 0 : static_cast<double>(sparse_.nnz(level)) / static_cast<double>(size);
+    if (size == 0 || density < chooser.options().least_density) return;
+    Expanded dense{sparse_.to_dense(level), {}};
+    dense.matrix = {dense.weights.data(), sparse_.rows(), sparse_.columns(), dense_block_columns_};
+    const bool faster = chooser.choose(
+        name, level, density, [&] { run(sparse_); }, [&] { run(std::as_const(dense.matrix)); });
+    const auto at = static_cast<std::size_t>(level.index);
+    if (faster && expanded_.size() <= at) expanded_.resize(at + 1);
+    if (faster) {
+      expanded_[at] = std::move(dense);
+    } else if (at < expanded_.size()) {
+      expanded_[at] = {};
+    }
+  }
+
+  /// Calls `f` with the stored `LeveledCsr` or `DenseMatrix`.
   template <class F>
   decltype(auto) with_matrix(F&& f) const {
     if (is_sparse_) return f(sparse_);
@@ -118,6 +149,9 @@ class LayerWeights {
   }
   /// Bytes that `level` reads.
   [[nodiscard]] index_t bytes(Level level) const noexcept {
+    const auto at = static_cast<std::size_t>(level.index);
+    if (at < expanded_.size() && !expanded_[at].weights.empty())
+      return statistics_.bytes() + static_cast<index_t>(expanded_[at].weights.size() * sizeof(Scalar));
     return statistics_.bytes() + (is_sparse_ ? sparse_.bytes(level)
                                              : dense_.rows() * dense_.columns() * static_cast<index_t>(sizeof(Scalar)));
   }
@@ -133,9 +167,19 @@ class LayerWeights {
   }
 
  private:
+  /// A level with zeros for what it lacks.
+  struct Expanded {
+    std::vector<Scalar> weights;
+    kernels::DenseMatrix<Scalar> matrix;
+  };
+
   bool is_sparse_ = false;
+  index_t dense_block_columns_ = 1;
   LeveledCsr<Scalar, Index> sparse_;
   kernels::DenseMatrix<Scalar> dense_;
+  // By level, empty where the sparse path is taken. Derived from the weights, hence mutable: a network that is run does
+  // not change, but what it is computed from may be chosen.
+  mutable std::vector<Expanded> expanded_;
   LayerStatistics<Scalar> statistics_;
   std::shared_ptr<const void> owner_;
 };
