@@ -90,7 +90,7 @@ class WorkSplit {
 };
 
 /// Bytes of an output up to which it is taken to be in the L2 cache before it is written.
-inline constexpr index_t cached_output = index_t{1} << 19;
+inline constexpr index_t cached_output = index_t{1} << 20;
 
 /// output = epilogue(convolution of input with weights) at `level`. `weights` is a `LeveledCsr` or a `DenseMatrix` of
 /// shape.out_channels x shape.columns(). Residual: laid out as the output. Scratch comes from `arena`.
