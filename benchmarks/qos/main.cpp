@@ -19,7 +19,11 @@
 #include <strata/train/data.hpp>
 
 #include "../../examples/quickstart/network.hpp"
+#include "../../examples/resnet/network.hpp"
+#include "../../examples/resnet/random_model.hpp"
+#include "../../examples/support/cifar.hpp"
 #include "../../examples/support/idx.hpp"
+#include "../../examples/support/levels.hpp"
 #include "server.hpp"
 #include "simulation.hpp"
 #include "state.hpp"
@@ -90,7 +94,8 @@ void write_text(const std::string& path, const std::string& text) {
   (void)strata::io::write_atomically(path, {std::as_bytes(std::span(text))}).value();
 }
 
-/// Calls `f(server)` with the network that the options name. Another network is another branch.
+/// Calls `f(server)` with the network that the options name: the quick start's on Fashion-MNIST, one of `resnet_train`
+/// on CIFAR-10, or ResNet-50 on noise. Another network is another branch.
 template <class F>
 void with_server(const Options& options, F&& f) {
   if (options.network == "fashion") {
@@ -98,7 +103,28 @@ void with_server(const Options& options, F&& f) {
     qos::Server server(strata::load<quickstart::FashionNet>(options.model), split.test, options.threads, options.batch);
     return f(server);
   }
-  strata::raise(strata::Error("--network", "fashion", "\"" + options.network + "\""));
+  if (options.network == "resnet-cifar") {
+    const auto named = std::move(examples::read_cifar(options.data)).value();
+    qos::Server server(strata::load<resnet::ResNet>(options.model), named.split.test, options.threads, options.batch);
+    return f(server);
+  }
+  if (options.network == "resnet50") {
+    // Random weights under the paper's masks, kept beside the states so that profile and model stay together.
+    if (!std::filesystem::exists(options.model)) {
+      const auto budgets = examples::parse_levels(examples::paper_levels);
+      resnet::TrainingNet network(resnet::resnet50());
+      resnet::randomise(network, options.seed);
+      resnet::count_uses(network);
+      resnet::mask_randomly(network, budgets, true);
+      (void)strata::io::write_model(strata::to_archive(network, static_cast<int>(budgets.size())), options.model)
+          .value();
+    }
+    constexpr std::size_t pictures = 8;
+    qos::Server server(strata::load<resnet::ResNet>(options.model), options.threads, options.batch, pictures,
+                       options.seed);
+    return f(server);
+  }
+  strata::raise(strata::Error("--network", "fashion, resnet-cifar or resnet50", "\"" + options.network + "\""));
 }
 
 void record(const Options& options) {
@@ -255,9 +281,11 @@ int main(int argc, char** argv) {
   auto* run_command = app.add_subcommand("run", "adds rounds in real time beside co-tenant processes");
   auto* report_command = app.add_subcommand("report", "makes the table and the plots");
   for (auto* command : {record_command, run_command}) {
-    command->add_option("--network", options.network, "fashion")->capture_default_str();
-    command->add_option("--model", options.model, "model file")->capture_default_str();
-    command->add_option("--data", options.data, "directory with the four idx files")->capture_default_str();
+    command->add_option("--network", options.network, "fashion, resnet-cifar or resnet50")->capture_default_str();
+    command->add_option("--model", options.model, "model file; of resnet50 made if it is not there")
+        ->capture_default_str();
+    command->add_option("--data", options.data, "directory of the test pictures: the four idx files, or CIFAR-10")
+        ->capture_default_str();
     command->add_option("--threads", options.threads, "of the session")
         ->check(CLI::Range(1, 256))
         ->capture_default_str();

@@ -4,7 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <map>
+#include <random>
 #include <span>
 #include <string>
 #include <thread>
@@ -33,7 +37,23 @@ class Server {
       std::vector<std::uint32_t> indices;
       for (strata::index_t i = 0; i < batch; ++i)
         indices.push_back(static_cast<std::uint32_t>((b * batch + i) % data.size()));
-      data.batch(indices.data(), batch, pictures_.emplace_back(), labels_.emplace_back());
+      std::vector<std::uint8_t> labels;
+      data.batch(indices.data(), batch, pictures_.emplace_back(), labels);
+      labels_.emplace_back(labels.begin(), labels.end());
+    }
+  }
+  /// Without data: `count` batches of noise, whose true classes are what the full level says. For latency; what is
+  /// counted as accuracy is then agreement with the full level.
+  Server(const Model& model, int threads, strata::index_t batch, std::size_t count, std::uint64_t seed)
+      : session_(model, {.threads = threads, .batch = batch}), batch_(batch) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    for (std::size_t b = 0; b < count; ++b) {
+      auto& pictures = pictures_.emplace_back(static_cast<std::size_t>(batch * model.input_shape().size()));
+      std::generate(pictures.begin(), pictures.end(), [&] { return normal(random); });
+      const auto logits = session_.run(pictures, strata::Level{model.levels() - 1});
+      auto& labels = labels_.emplace_back();
+      for (strata::index_t i = 0; i < batch; ++i) labels.push_back(best_class(logits, i));
     }
   }
 
@@ -44,12 +64,9 @@ class Server {
   /// Pictures of batch `b` that `logits` classify correctly.
   [[nodiscard]] strata::index_t correct(std::span<const float> logits, std::size_t b) const {
     const auto& labels = labels_[b % labels_.size()];
-    const auto classes = static_cast<std::ptrdiff_t>(logits.size()) / batch_;
     strata::index_t count = 0;
-    for (strata::index_t i = 0; i < batch_; ++i) {
-      const auto row = logits.begin() + i * classes;
-      count += std::max_element(row, row + classes) - row == labels[static_cast<std::size_t>(i)] ? 1 : 0;
-    }
+    for (strata::index_t i = 0; i < batch_; ++i)
+      count += best_class(logits, i) == labels[static_cast<std::size_t>(i)] ? 1 : 0;
     return count;
   }
 
@@ -134,10 +151,17 @@ class Server {
   }
 
  private:
+  /// The class of picture `i` of a batch.
+  [[nodiscard]] std::ptrdiff_t best_class(std::span<const float> logits, strata::index_t i) const {
+    const auto classes = static_cast<std::ptrdiff_t>(logits.size()) / batch_;
+    const auto row = logits.begin() + i * classes;
+    return std::max_element(row, row + classes) - row;
+  }
+
   strata::Session<Model> session_;
   strata::index_t batch_;
   std::vector<std::vector<float>> pictures_;
-  std::vector<std::vector<std::uint8_t>> labels_;
+  std::vector<std::vector<std::ptrdiff_t>> labels_;
 };
 
 /// Nanoseconds of one decision at a stage boundary, the look at the clock included: the mean over many.

@@ -15,6 +15,7 @@
 #include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
 #include <strata/sparse/budget.hpp>
+#include <strata/train/allocation.hpp>
 #include <strata/train/training.hpp>
 
 #include "network.hpp"

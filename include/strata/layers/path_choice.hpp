@@ -16,17 +16,17 @@ namespace strata {
 struct PathOptions {
   double least_density = 0.25;  ///< below it the dense copy is not tried: it would do four times the work or more
   int repetitions = 7;          ///< runs of either path, in turns; their medians are compared
-  double least_gain = 0.05;     ///< share of the sparse path's time that the dense one has to save to be worth its memory
+  double least_gain = 0.05;  ///< share of the sparse path's time that the dense one has to save to be worth its memory
 };
 
 /// What was measured for a layer at a level.
 struct LayerPath {
   std::string layer;
   Level level;
-  double density = 0;            ///< non-zeros of the level over all weights
-  double sparse_seconds = 0;     ///< medians
+  double density = 0;         ///< non-zeros of the level over all weights
+  double sparse_seconds = 0;  ///< medians
   double dense_seconds = 0;
-  bool dense = false;            ///< the dense path was chosen
+  bool dense = false;  ///< the dense path was chosen
 };
 
 /// Times paths and keeps what it found. Layers ask the one that their context carries.
