@@ -20,8 +20,8 @@
 #include <strata/kernels/convolution_shape.hpp>
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
-#include <strata/kernels/even_lanes.hpp>
 #include <strata/kernels/graph_attention.hpp>
+#include <strata/kernels/lanes.hpp>
 #include <strata/kernels/lstm.hpp>
 #include <strata/kernels/panel.hpp>
 #include <strata/kernels/point_set.hpp>

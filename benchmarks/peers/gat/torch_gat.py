@@ -1,5 +1,8 @@
 """The two-layer GAT on a whole graph in hand-written PyTorch, one thread: sparse CSR features, edges sorted by target,
-no framework in between. Prints the median milliseconds of an inference, or the seconds of 200 training epochs."""
+no framework in between. Inference sums neighbours up by a sparse CSR product per head, with one largest score for all
+nodes: the fastest of six forms tried (index_add, segment_reduce or CSR products; largest score of all or of each node).
+Training needs gradients that CSR products lack. Prints the median milliseconds of an inference, or the seconds of 200
+training epochs."""
 import sys
 import time
 
@@ -26,6 +29,14 @@ train = torch.tensor([int(n) for line in open(f"{directory}/split.txt") if line.
                       for n in line.split()[1:]])
 
 
+target_offsets = torch.zeros(nodes + 1, dtype=torch.int64)
+target_offsets[1:] = torch.bincount(target, minlength=nodes).cumsum(0)
+
+
+def incoming(weights):
+    return torch.sparse_csr_tensor(target_offsets, source, weights.contiguous(), (nodes, nodes), check_invariants=False)
+
+
 class Layer(nn.Module):
     def __init__(self, inputs, outputs, heads):
         super().__init__()
@@ -41,6 +52,12 @@ class Layer(nn.Module):
         h = (torch.sparse.mm(x, self.weight) if x.layout != torch.strided else x @ self.weight)
         h = h.view(nodes, self.heads, self.outputs)
         score = F.leaky_relu((h * self.source).sum(-1)[source] + (h * self.target).sum(-1)[target], 0.2)
+        if not self.training:
+            weight = (score - score.amax(0)).exp()
+            h = torch.cat([h, torch.ones(nodes, self.heads, 1)], -1)  # the last channel sums the weights
+            sums = torch.stack([torch.sparse.mm(incoming(weight[:, head]), h[:, head])
+                                for head in range(self.heads)], 1)
+            return (sums[..., :-1] / sums[..., -1:]).flatten(1) + self.bias
         largest = torch.full((nodes, self.heads), -torch.inf).index_reduce_(0, target, score.detach(), "amax")
         weight = (score - largest[target]).exp()
         total = torch.zeros(nodes, self.heads).index_add(0, target, weight)

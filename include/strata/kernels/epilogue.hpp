@@ -47,7 +47,7 @@ template <class Scalar>
   return x;
 }
 
-/// The activation of a vector, lane by lane; agrees with the scalar form to rounding.
+/// The activation of a vector, lane by lane; agrees with the scalar form to rounding (of numbers about 1).
 template <class Scalar, class Arch>
 [[nodiscard]] xsimd::batch<Scalar, Arch> activate(const xsimd::batch<Scalar, Arch>& x, Activation activation) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
@@ -63,7 +63,7 @@ template <class Scalar, class Arch>
     case Activation::leaky_relu:
       return xsimd::max(x, zero) + xsimd::min(x, zero) * Batch(static_cast<Scalar>(leaky_relu_slope));
     case Activation::elu:
-      return xsimd::select(x > zero, x, xsimd::expm1(xsimd::min(x, zero)));
+      return xsimd::max(x, xsimd::exp(xsimd::min(x, zero)) - one);
     case Activation::sigmoid:
       return one / (one + xsimd::exp(-x));
     case Activation::tanh:

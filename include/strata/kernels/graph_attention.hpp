@@ -19,6 +19,7 @@
 #include <strata/core/activation.hpp>
 #include <strata/core/types.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/lanes.hpp>
 #include <strata/layers/graph.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
@@ -50,55 +51,6 @@ struct HeadLayout {
   }
 };
 
-/// A level-sorted matrix with the place of every row, where the matrix itself has one for every group of rows: what
-/// rows in any order need.
-template <class Scalar, class Index>
-class LeveledRows {
- public:
-  LeveledRows() = default;
-  explicit LeveledRows(LeveledCsr<Scalar, Index> matrix) : matrix_(std::move(matrix)) {
-    for (int s = 0; s < matrix_.levels(); ++s) {
-      const auto lengths = matrix_.stratum(s).lengths;
-      std::vector<Range> ranges(lengths.size());
-      std::uint32_t next = 0;
-      for (index_t block = 0; block < matrix_.blocks(); ++block)
-        for (index_t position = 0; position < matrix_.rows(); ++position) {
-          const std::uint32_t end = next + lengths[static_cast<std::size_t>(block * matrix_.rows() + position)];
-          ranges[static_cast<std::size_t>(block * matrix_.rows() + matrix_.row_at(block, position))] = {next, end};
-          next = end;
-        }
-      ranges_.push_back(std::move(ranges));
-    }
-  }
-
-  [[nodiscard]] const LeveledCsr<Scalar, Index>& matrix() const noexcept { return matrix_; }
-
-  /// Calls `f(column, value)` for the non-zeros of `row` that `level` holds.
-  template <class F>
-  [[gnu::always_inline]] inline void for_row(index_t row, Level level, F&& f) const noexcept {
-    const index_t blocks = matrix_.blocks();
-    for (int s = 0; s <= level.index; ++s) {
-      const auto& stratum = matrix_.stratum(s);
-      const Range* const ranges = ranges_[static_cast<std::size_t>(s)].data();
-      for (index_t block = 0; block < blocks; ++block) {
-        const Range range = ranges[block * matrix_.rows() + row];
-        const index_t base = block * matrix_.block_columns();
-        const Scalar* const values = stratum.values.data();
-        const Index* const indices = stratum.indices.data();
-        for (std::uint32_t k = range.begin; k < range.end; ++k) f(base + indices[k], values[k]);
-      }
-    }
-  }
-
- private:
-  struct Range {
-    std::uint32_t begin, end;
-  };
-
-  LeveledCsr<Scalar, Index> matrix_;
-  std::vector<std::vector<Range>> ranges_;  ///< [strata][blocks x rows]: the non-zeros of a row in a block
-};
-
 namespace detail {
 
 /// Sums of `count` vectors over the terms that `for_each(f)` passes as f(factor, row of weights).
@@ -125,17 +77,6 @@ template <class Arch, class Scalar, class Terms>
   for (; row - offset >= 8 * lanes; offset += 8 * lanes) weighted_rows<Arch, 8>(terms, offset, output);
   for (; row - offset >= 4 * lanes; offset += 4 * lanes) weighted_rows<Arch, 4>(terms, offset, output);
   for (; offset < row; offset += lanes) weighted_rows<Arch, 1>(terms, offset, output);
-}
-
-/// Moves sums in heads-innermost order without gaps to their places and zeroes the rest of the row.
-template <class Scalar>
-void spread_heads(const HeadLayout& layout, Scalar* row) noexcept {
-  if (layout.period == layout.heads) return;
-  for (index_t channel = layout.channels - 1; channel >= 0; --channel) {
-    for (index_t head = layout.heads - 1; head >= 0; --head)
-      row[layout.position(head, channel)] = row[channel * layout.heads + head];
-    for (index_t head = layout.heads; head < layout.period; ++head) row[layout.position(head, channel)] = 0;
-  }
 }
 
 }  // namespace detail
@@ -195,59 +136,82 @@ void project_dense(const Scalar* x, index_t pitch, const GraphIndex* places, ind
   }
 }
 
-/// Nodes first .. last-1 of h = X W for sparse X and level-sorted `weights`, features x outputs with the outputs in
-/// heads-innermost order (column = channel * heads + head). Time follows the pairs of a feature of the node and a
-/// weight of that feature in the level.
+/// Level-sorted weights become dense rows once a run: a level has far fewer weights than a graph has pairs of a node's
+/// feature and a weight, and rows are added by whole vectors.
+
+/// Writes the features that `level` uses at all as `rows`, [row][layout.row], after a row of zeros, and where each
+/// begins to `row_of`; those without weights share the zeros. `weights`: features x outputs with the outputs in
+/// heads-innermost order (column = channel * heads + head). Preconditions: `rows` has room for a row more than there
+/// are features, `row_of` an entry for each.
 template <class Scalar, class Index>
-void project_leveled(const SparseFeatures& x, index_t first, index_t last, const LeveledRows<Scalar, Index>& weights,
-                     Level level, const HeadLayout& layout, Scalar* h) noexcept {
+void expand_by_feature(const LeveledCsr<Scalar, Index>& weights, Level level, const HeadLayout& layout, Scalar* rows,
+                       GraphIndex* row_of) noexcept {
+  std::fill(row_of, row_of + weights.rows(), GraphIndex{0});
+  std::fill(rows, rows + layout.row, Scalar{0});
+  GraphIndex used = 1;
+  weights.for_each_run(
+      level, [&](index_t feature, index_t block, std::span<const Index> indices, std::span<const Scalar> values) {
+        if (row_of[feature] == 0) {
+          std::fill(rows + used * layout.row, rows + (used + 1) * layout.row, Scalar{0});
+          row_of[feature] = used++;
+        }
+        Scalar* const row = rows + row_of[feature] * layout.row;
+        for (std::size_t k = 0; k < indices.size(); ++k) {
+          const index_t column = block + static_cast<index_t>(indices[k]);
+          row[layout.period == layout.heads ? column : layout.position(column % layout.heads, column / layout.heads)] =
+              values[k];
+        }
+      });
+}
+
+/// Writes all features as `rows`, [feature][layout.row]. `weights`: outputs x features with output = head * channels +
+/// channel.
+template <class Scalar, class Index>
+void expand_by_output(const LeveledCsr<Scalar, Index>& weights, Level level, const HeadLayout& layout,
+                      Scalar* rows) noexcept {
+  std::fill(rows, rows + weights.columns() * layout.row, Scalar{0});
+  weights.for_each(level, [&](index_t output, index_t feature, Scalar value) {
+    rows[feature * layout.row + layout.position(output / layout.channels, output % layout.channels)] = value;
+  });
+}
+
+/// Nodes first .. last-1 of h = X W for sparse X and what `expand_by_feature` made of the weights.
+template <class Arch, class Scalar>
+void project_expanded(const SparseFeatures& x, index_t first, index_t last, const Scalar* rows,
+                      const GraphIndex* row_of, const HeadLayout& layout, Scalar* h) noexcept {
   const GraphIndex* const offsets = x.offsets().data();
   const GraphIndex* const indices = x.indices().data();
   const float* const values = x.values().data();
   for (index_t node = first; node < last; ++node) {
-    Scalar* const row = h + node * layout.row;
-    std::fill(row, row + layout.row, Scalar{0});
-    for (GraphIndex k = offsets[node]; k < offsets[node + 1]; ++k) {
-      const auto value = static_cast<Scalar>(values[k]);
-      weights.for_row(indices[k], level, [&](index_t column, Scalar w) { row[column] += value * w; });
-    }
-    detail::spread_heads(layout, row);
+    const auto terms = [&](auto&& add) __attribute__((always_inline)) {
+      for (GraphIndex k = offsets[node]; k < offsets[node + 1]; ++k)
+        add(static_cast<Scalar>(values[k]), rows + row_of[indices[k]] * layout.row);
+    };
+    detail::weighted_row<Arch>(terms, layout.row, h + node * layout.row);
   }
 }
 
 namespace detail {
 
-template <index_t count, class Scalar, class Index>
-void project_rows(const Scalar* x, index_t pitch, const GraphIndex* places, const LeveledRows<Scalar, Index>& weights,
-                  Level level, const HeadLayout& layout, Scalar* h) noexcept {
-  std::fill(h, h + count * layout.row, Scalar{0});
-  for (index_t head = 0; head < layout.heads; ++head)
-    for (index_t channel = 0; channel < layout.channels; ++channel) {
-      std::array<Scalar, static_cast<std::size_t>(count)> sums{};
-      weights.for_row(head * layout.channels + channel, level, [&](index_t column, Scalar w) {
-        const Scalar* const source = x + places[column];
-        for (index_t i = 0; i < count; ++i) sums[static_cast<std::size_t>(i)] += w * source[i * pitch];
-      });
-      Scalar* const target = h + layout.position(head, channel);
-      for (index_t i = 0; i < count; ++i) target[i * layout.row] = sums[static_cast<std::size_t>(i)];
-    }
+/// Adds to every lane those that lie multiples of `period` lanes away; `period` is a power of two.
+template <class Batch, std::size_t width = Batch::size / 2>
+[[nodiscard]] [[gnu::always_inline]] inline Batch fold_lanes(Batch x, index_t period) noexcept {
+  if constexpr (width == 0) {
+    return x;
+  } else {
+    if (static_cast<index_t>(width) < period) return x;
+    return fold_lanes<Batch, width / 2>(x + rotate_lanes<width>(x), period);
+  }
+}
+
+template <class Batch>
+[[nodiscard]] [[gnu::always_inline]] inline typename Batch::value_type first_lane(const Batch& x) noexcept {
+  alignas(64) std::array<typename Batch::value_type, Batch::size> lanes;
+  x.store_aligned(lanes.data());
+  return lanes[0];
 }
 
 }  // namespace detail
-
-/// Nodes first .. last-1 of h = X W^T for dense rows, `pitch` apart, whose feature k lies at places[k] and level-sorted
-/// `weights`, outputs x features with output = head * channels + channel. Eight nodes share a weight, so that their
-/// sums do not wait for each other.
-template <class Scalar, class Index>
-void project_leveled(const Scalar* x, index_t pitch, const GraphIndex* places, index_t first, index_t last,
-                     const LeveledRows<Scalar, Index>& weights, Level level, const HeadLayout& layout,
-                     Scalar* h) noexcept {
-  index_t node = first;
-  for (; node + 8 <= last; node += 8)
-    detail::project_rows<8>(x + node * pitch, pitch, places, weights, level, layout, h + node * layout.row);
-  for (; node < last; ++node)
-    detail::project_rows<1>(x + node * pitch, pitch, places, weights, level, layout, h + node * layout.row);
-}
 
 /// Scores of nodes first .. last-1: a node's dot product, head by head, with the attention vectors `source` and
 /// `target` ([layout.row], zero where no head is). Outputs are [node][layout.score].
@@ -257,8 +221,6 @@ void attention_scores(index_t first, index_t last, const Scalar* h, const HeadLa
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const index_t groups = layout.period > lanes ? layout.period / lanes : 1;  // vectors of one channel
-  alignas(64) Scalar a[Batch::size];
-  alignas(64) Scalar b[Batch::size];
   for (index_t node = first; node < last; ++node) {
     const Scalar* const row = h + node * layout.row;
     for (index_t group = 0; group < groups; ++group) {
@@ -274,17 +236,15 @@ void attention_scores(index_t first, index_t last, const Scalar* h, const HeadLa
         t.store_aligned(target_scores + node * layout.score + group * lanes);
         continue;
       }
-      // Several channels share a vector: fold them, and repeat the sums to whole vectors if there are several heads.
-      s.store_aligned(a);
-      t.store_aligned(b);
-      for (index_t width = lanes / 2; width >= layout.period; width /= 2)
-        for (index_t i = 0; i < width; ++i) {
-          a[i] += a[i + width];
-          b[i] += b[i + width];
-        }
-      for (index_t i = 0; i < layout.score; ++i) {
-        source_scores[node * layout.score + i] = a[i & (layout.period - 1)];
-        target_scores[node * layout.score + i] = b[i & (layout.period - 1)];
+      // Several channels share a vector: folded by half and half, every lane ends with the sum of its head.
+      s = detail::fold_lanes(s, layout.period);
+      t = detail::fold_lanes(t, layout.period);
+      if (layout.score == 1) {
+        source_scores[node] = detail::first_lane(s);
+        target_scores[node] = detail::first_lane(t);
+      } else {
+        s.store_aligned(source_scores + node * layout.score);
+        t.store_aligned(target_scores + node * layout.score);
       }
     }
   }
@@ -357,12 +317,44 @@ void mean_over_heads(const HeadLayout& layout, const Scalar* row, const Attentio
   }
 }
 
-/// Weights and weighted sum of one node in one pass over its edges, everything in registers: for several heads whose
-/// attention weights fit a vector and rows of `count` vectors.
+/// exp(leaky_relu(score) - top) of each edge to `weights`, a vector each; returns their sum. With `halves` a vector's
+/// halves hold the same heads, and two edges share an exponential.
+template <class Batch, class Scalar>
+[[gnu::always_inline]] inline Batch edge_weights(const GraphIndex* sources, index_t edges, const Scalar* source_scores,
+                                                 const Batch& mine, const Batch& leak, const Batch& top, bool halves,
+                                                 Scalar* weights) noexcept {
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const auto weigh = [&](const Batch& scores) __attribute__((always_inline)) {
+    const Batch z = scores + mine;
+    return xsimd::exp(xsimd::max(z, z * leak) - top);
+  };
+  const auto scores_of = [&](index_t e) { return Batch::load_aligned(source_scores + sources[e] * lanes); };
+  Batch total(Scalar{0});
+  index_t e = 0;
+  if (halves)
+    for (; e + 2 <= edges; e += 2) {
+      const Batch both = weigh(low_and_high(scores_of(e), scores_of(e + 1)));
+      const Batch first = low_twice(both);
+      const Batch second = high_twice(both);
+      first.store_aligned(weights + e * lanes);
+      second.store_aligned(weights + (e + 1) * lanes);
+      total += first + second;
+    }
+  for (; e < edges; ++e) {
+    const Batch w = weigh(scores_of(e));
+    w.store_aligned(weights + e * lanes);
+    total += w;
+  }
+  return total;
+}
+
+/// Weights and weighted sum of one node, sums in registers: for several heads whose attention weights fit a vector and
+/// rows of `count` vectors. Exponentials have a loop of their own, because no vector register outlives their call.
 template <class Arch, std::size_t count, class Scalar>
 [[gnu::always_inline]] inline void attend_in_registers(const GraphIndex* sources, index_t degree, const Scalar* h,
                                                        const Scalar* source_scores, const Scalar* own, Scalar slope,
-                                                       const AttentionOutput<Scalar>& output, Scalar* target) noexcept {
+                                                       bool halves, const AttentionOutput<Scalar>& output,
+                                                       Scalar* weights, Scalar* target) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   constexpr auto row = static_cast<index_t>(count) * lanes;
@@ -375,22 +367,27 @@ template <class Arch, std::size_t count, class Scalar>
   [&]<std::size_t... v>(std::index_sequence<v...>) {
     std::array<Batch, count> sums{((void)v, Batch(Scalar{0}))...};
     Batch total(Scalar{0});
-    for (index_t e = 0; e < degree; ++e) {
-      const Batch z = Batch::load_aligned(source_scores + sources[e] * lanes) + mine;
-      const Batch w = xsimd::exp(xsimd::max(z, z * leak) - top);
-      const Scalar* const from = h + sources[e] * row;
-      total += w;
-      ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
+    for (index_t begin = 0; begin < degree; begin += attention_chunk) {
+      const index_t edges = std::min(attention_chunk, degree - begin);
+      if (begin > 0) (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
+      total += edge_weights(sources + begin, edges, source_scores, mine, leak, top, halves, weights);
+      if (begin > 0) ((sums[v] = Batch::load_aligned(target + static_cast<index_t>(v) * lanes)), ...);
+      for (index_t e = 0; e < edges; ++e) {
+        const Batch w = Batch::load_aligned(weights + e * lanes);
+        const Scalar* const from = h + sources[begin + e] * row;
+        ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
+      }
     }
     const Batch factor = degree == 0 ? Batch(Scalar{0}) : Batch(Scalar{1}) / total;
     ((sums[v] *= factor), ...);
     if (output.concat && output.bias != nullptr)
       ((sums[v] += Batch::load_aligned(output.bias + static_cast<index_t>(v) * lanes)), ...);
-    if (output.concat && output.activation != Activation::identity)
-      ((sums[v] = activate(sums[v], output.activation)), ...);
     (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
   }
   (std::make_index_sequence<count>());
+  if (output.concat && output.activation != Activation::identity)
+    for (index_t at = 0; at < row; at += lanes)
+      activate(Batch::load_aligned(target + at), output.activation).store_aligned(target + at);
 }
 
 }  // namespace detail
@@ -427,7 +424,8 @@ void graph_attention(const Graph& graph, index_t first, index_t last, const Head
     Scalar* const row = output.concat ? target : scratch;
     if (!single && groups == 1 && layout.row <= 8 * lanes) {
       const auto attend = [&](auto count) __attribute__((always_inline)) {
-        detail::attend_in_registers<Arch, count()>(sources, degree, h, source_scores, own, slope, output, row);
+        detail::attend_in_registers<Arch, count()>(sources, degree, h, source_scores, own, slope,
+                                                   2 * layout.period <= lanes, output, weights, row);
       };
       switch (layout.row / lanes) {
         case 1:

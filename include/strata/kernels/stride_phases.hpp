@@ -6,7 +6,7 @@
 #include <strata/core/tile_layout.hpp>
 #include <strata/core/types.hpp>
 #include <strata/kernels/convolution_shape.hpp>
-#include <strata/kernels/even_lanes.hpp>
+#include <strata/kernels/lanes.hpp>
 
 namespace strata::kernels {
 

@@ -226,18 +226,40 @@ class LeveledCsr {
     return copy;
   }
 
-  /// Row-major rows x columns copy of what `level` holds, zero elsewhere.
-  [[nodiscard]] std::vector<Scalar> to_dense(Level level) const {
-    std::vector<Scalar> dense(static_cast<std::size_t>(rows_ * columns_), Scalar{0});
+  /// Calls `f(row, first_column, indices, values)` for every run of a row's non-zeros in a block of columns that
+  /// `level` holds, in the order in which they are stored; indices count from `first_column`.
+  template <class F>
+  void for_each_run(Level level, F&& f) const {
     for (int s = 0; s <= level.index && s < levels(); ++s) {
+      const auto& arrays = stratum(s);
       std::size_t next = 0;
       for (index_t block = 0; block < blocks(); ++block)
         for (index_t position = 0; position < rows_; ++position) {
-          const auto first = static_cast<std::size_t>(row_at(block, position) * columns_ + block * block_columns_);
-          for (Index k = 0; k < stratum(s).lengths[static_cast<std::size_t>(block * rows_ + position)]; ++k, ++next)
-            dense[first + stratum(s).indices[next]] = stratum(s).values[next];
+          const std::size_t length = arrays.lengths[static_cast<std::size_t>(block * rows_ + position)];
+          if (length == 0) continue;
+          f(row_at(block, position), block * block_columns_,
+            std::span<const Index>(arrays.indices).subspan(next, length),
+            std::span<const Scalar>(arrays.values).subspan(next, length));
+          next += length;
         }
     }
+  }
+  /// Calls `f(row, column, value)` for the non-zeros that `level` holds.
+  template <class F>
+  void for_each(Level level, F&& f) const {
+    for_each_run(level,
+                 [&](index_t row, index_t first, std::span<const Index> indices, std::span<const Scalar> values) {
+                   for (std::size_t k = 0; k < indices.size(); ++k)
+                     f(row, first + static_cast<index_t>(indices[k]), values[k]);
+                 });
+  }
+
+  /// Row-major rows x columns copy of what `level` holds, zero elsewhere.
+  [[nodiscard]] std::vector<Scalar> to_dense(Level level) const {
+    std::vector<Scalar> dense(static_cast<std::size_t>(rows_ * columns_), Scalar{0});
+    for_each(level, [&](index_t row, index_t column, Scalar value) {
+      dense[static_cast<std::size_t>(row * columns_ + column)] = value;
+    });
     return dense;
   }
 

@@ -47,7 +47,7 @@ class AlignedArray {
 template <class Scalar, class Arch>
 class GraphAttentionWeights {
  public:
-  using Rows = kernels::LeveledRows<Scalar, LinearIndex>;
+  using Matrix = LeveledCsr<Scalar, LinearIndex>;
 
   /// What the archive holds under `name`: `lin.weight` (dense [heads * out_features, in_features] or level-sorted, by
   /// feature for sparse input), `att_src` and `att_dst` (dense [1, heads, out_features] or level-sorted), `bias`.
@@ -61,8 +61,8 @@ class GraphAttentionWeights {
     dense_size_ = outputs * options.in_features;
     if (is_sparse_) {
       const bool by_feature = options.sparse_input;
-      rows_ = Rows(source.leveled_csr<Scalar, LinearIndex>(weight, by_feature ? options.in_features : outputs,
-                                                           by_feature ? outputs : options.in_features));
+      sparse_ = source.leveled_csr<Scalar, LinearIndex>(weight, by_feature ? options.in_features : outputs,
+                                                        by_feature ? outputs : options.in_features);
     } else {
       const auto values = source.array<Scalar>(weight, {outputs, options.in_features});
       dense_ = detail::AlignedArray<Scalar>(options.in_features * layout_.row);
@@ -86,7 +86,7 @@ class GraphAttentionWeights {
   }
 
   [[nodiscard]] bool is_sparse() const noexcept { return is_sparse_; }
-  [[nodiscard]] const Rows& rows() const noexcept { return rows_; }
+  [[nodiscard]] const Matrix& sparse() const noexcept { return sparse_; }
   [[nodiscard]] const Scalar* dense() const noexcept { return dense_.get(); }
   [[nodiscard]] const Scalar* bias() const noexcept { return has_bias_ ? bias_.get() : nullptr; }
   [[nodiscard]] const kernels::HeadLayout& layout() const noexcept { return layout_; }
@@ -99,13 +99,13 @@ class GraphAttentionWeights {
 
   /// Weights that `level` holds, attention vectors included.
   [[nodiscard]] index_t nnz(Level level) const noexcept {
-    return (is_sparse_ ? rows_.matrix().nnz(level) : dense_size_) + source_.nnz(level) + target_.nnz(level);
+    return (is_sparse_ ? sparse_.nnz(level) : dense_size_) + source_.nnz(level) + target_.nnz(level);
   }
   /// Bytes that `level` reads.
   [[nodiscard]] index_t bytes(Level level) const noexcept {
     constexpr auto size = static_cast<index_t>(sizeof(Scalar));
-    return (is_sparse_ ? rows_.matrix().bytes(level) : dense_size_ * size) + source_.bytes(level) +
-           target_.bytes(level) + (has_bias_ ? layout_.heads * layout_.channels * size : 0);
+    return (is_sparse_ ? sparse_.bytes(level) : dense_size_ * size) + source_.bytes(level) + target_.bytes(level) +
+           (has_bias_ ? layout_.heads * layout_.channels * size : 0);
   }
 
  private:
@@ -130,16 +130,8 @@ class GraphAttentionWeights {
 
   void expand(const Vector& vector, Level level, Scalar* target) const noexcept {
     std::fill(target, target + layout_.row, Scalar{0});
-    for (int s = 0; s <= level.index && s < vector.levels(); ++s) {
-      const auto& stratum = vector.stratum(s);
-      std::size_t next = 0;
-      for (index_t block = 0; block < vector.blocks(); ++block)
-        for (index_t position = 0; position < vector.rows(); ++position)
-          for (auto left = stratum.lengths[static_cast<std::size_t>(block * vector.rows() + position)]; left > 0;
-               --left, ++next)
-            target[layout_.position(vector.row_at(block, position),
-                                    block * vector.block_columns() + stratum.indices[next])] = stratum.values[next];
-    }
+    vector.for_each(
+        level, [&](index_t head, index_t channel, Scalar value) { target[layout_.position(head, channel)] = value; });
   }
 
   int levels_ = 1;
@@ -147,7 +139,7 @@ class GraphAttentionWeights {
   bool has_bias_ = false;
   index_t dense_size_ = 0;
   kernels::HeadLayout layout_;
-  Rows rows_;
+  Matrix sparse_;
   detail::AlignedArray<Scalar> dense_;
   detail::AlignedArray<Scalar> bias_;
   Vector source_, target_;
@@ -174,12 +166,18 @@ class GraphAttention {
                                                 const Graph& graph) const {
     if (!check(context, true, x.nodes(), x.features(), graph))
       return {context.arena(), graph.nodes(), options_.output_features(), context.lanes};
-    return run(context, graph, [&, level = context.level()](index_t first, index_t last, Scalar* h) {
-      if (weights_.is_sparse()) {
-        kernels::project_leveled(x, first, last, weights_.rows(), level, weights_.layout(), h);
-      } else {
-        kernels::project_dense<Arch>(x, first, last, weights_.dense(), weights_.layout(), h);
-      }
+    const kernels::HeadLayout& layout = weights_.layout();
+    if (!weights_.is_sparse())
+      return run(context, graph, [&](index_t first, index_t last, Scalar* h) {
+        kernels::project_dense<Arch>(x, first, last, weights_.dense(), layout, h);
+      });
+    const Block row_block = take<Scalar>(context, (x.features() + 1) * layout.row);
+    const Block place_block = take<GraphIndex>(context, x.features());
+    auto* const rows = as<Scalar>(row_block);
+    auto* const row_of = as<GraphIndex>(place_block);
+    kernels::expand_by_feature(weights_.sparse(), context.level(), layout, rows, row_of);
+    return run(context, graph, [&](index_t first, index_t last, Scalar* h) {
+      kernels::project_expanded<Arch>(x, first, last, rows, row_of, layout, h);
     });
   }
   /// Precondition: the layer's options do not say `sparse_input`.
@@ -187,21 +185,37 @@ class GraphAttention {
                                                 const Graph& graph) const {
     if (!check(context, false, x.nodes(), x.features(), graph))
       return {context.arena(), graph.nodes(), options_.output_features(), context.lanes};
-    const Block place_block = context.arena().take(x.features() * static_cast<index_t>(sizeof(GraphIndex)));
-    auto* const places = reinterpret_cast<GraphIndex*>(place_block.data());
+    const kernels::HeadLayout& layout = weights_.layout();
+    const Block place_block = take<GraphIndex>(context, x.features());
+    auto* const places = as<GraphIndex>(place_block);
     for (index_t f = 0; f < x.features(); ++f) places[f] = static_cast<GraphIndex>(x.place(f));
-    return run(context, graph, [&, level = context.level()](index_t first, index_t last, Scalar* h) {
-      if (weights_.is_sparse()) {
-        kernels::project_leveled(x.data(), x.pitch(), places, first, last, weights_.rows(), level, weights_.layout(),
-                                 h);
-      } else {
-        kernels::project_dense<Arch>(x.data(), x.pitch(), places, x.features(), first, last, weights_.dense(),
-                                     weights_.layout(), h);
-      }
+    Block row_block;
+    const Scalar* rows = weights_.dense();
+    if (weights_.is_sparse()) {
+      row_block = take<Scalar>(context, x.features() * layout.row);
+      kernels::expand_by_output(weights_.sparse(), context.level(), layout, as<Scalar>(row_block));
+      rows = as<Scalar>(row_block);
+    }
+    return run(context, graph, [&](index_t first, index_t last, Scalar* h) {
+      kernels::project_dense<Arch>(x.data(), x.pitch(), places, x.features(), first, last, rows, layout, h);
     });
   }
 
  private:
+  template <class T>
+  [[nodiscard]] static Block take(InferenceContext<Scalar, Arch>& context, index_t count) {
+    return context.arena().take(count * static_cast<index_t>(sizeof(T)));
+  }
+  template <class T>
+  [[nodiscard]] static T* as(const Block& block) noexcept {
+    return reinterpret_cast<T*>(block.data());
+  }
+  /// Nodes are cut into so many parts: several a thread, since they differ in degree.
+  [[nodiscard]] static index_t tasks(InferenceContext<Scalar, Arch>& context) noexcept {
+    const auto threads = static_cast<index_t>(context.executor().threads());
+    return threads == 1 ? 1 : 4 * threads;
+  }
+
   [[nodiscard]] bool check(InferenceContext<Scalar, Arch>& context, bool sparse, index_t nodes, index_t features,
                            const Graph& graph) const {
     return context.check(
@@ -222,21 +236,19 @@ class GraphAttention {
                                  ? NodeFeatures<Scalar>(context.arena(), nodes, options_.output_features(), layout.row,
                                                         layout.channels, layout.period)
                                  : NodeFeatures<Scalar>(context.arena(), nodes, layout.channels, context.lanes);
-    const Block h_block = context.arena().take(nodes * layout.row * size);
-    const Block source_block = context.arena().take(nodes * layout.score * size);
-    const Block target_block = context.arena().take(nodes * layout.score * size);
-    const Block vector_block = context.arena().take(2 * layout.row * size);
-    const auto as = [](const Block& block) { return reinterpret_cast<Scalar*>(block.data()); };
-    Scalar* const h = as(h_block);
-    Scalar* const source_scores = as(source_block);
-    Scalar* const target_scores = as(target_block);
-    Scalar* const vectors = as(vector_block);
+    const Block h_block = take<Scalar>(context, nodes * layout.row);
+    const Block source_block = take<Scalar>(context, nodes * layout.score);
+    const Block target_block = take<Scalar>(context, nodes * layout.score);
+    const Block vector_block = take<Scalar>(context, 2 * layout.row);
+    auto* const h = as<Scalar>(h_block);
+    auto* const source_scores = as<Scalar>(source_block);
+    auto* const target_scores = as<Scalar>(target_block);
+    auto* const vectors = as<Scalar>(vector_block);
     weights_.attention_vectors(context.level(), vectors, vectors + layout.row);
 
-    const auto threads = static_cast<index_t>(context.executor().threads());
-    const index_t tasks = threads == 1 ? 1 : 4 * threads;  // several a thread: nodes differ in degree
+    const index_t tasks = this->tasks(context);
     const index_t scratch_size = round_up(kernels::attention_scratch<Arch, Scalar>(layout), Block::alignment / size);
-    const Block scratch_block = context.arena().take(tasks * scratch_size * size);
+    const Block scratch_block = take<Scalar>(context, tasks * scratch_size);
     context.executor().parallel_for(tasks, [&](index_t task) {
       // A few nodes at a time, so that scores find their rows in the L1 cache.
       constexpr index_t step = 32;
@@ -267,7 +279,7 @@ class GraphAttention {
     context.executor().parallel_for(tasks, [&](index_t task) {
       kernels::graph_attention<Arch>(graph, first_node(task), task + 1 == tasks ? nodes : first_node(task + 1), layout,
                                      h, source_scores, target_scores, slope, output,
-                                     as(scratch_block) + task * scratch_size);
+                                     as<Scalar>(scratch_block) + task * scratch_size);
     });
     return y;
   }

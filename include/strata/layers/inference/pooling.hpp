@@ -7,7 +7,7 @@
 
 #include <xsimd/xsimd.hpp>
 
-#include <strata/kernels/even_lanes.hpp>
+#include <strata/kernels/lanes.hpp>
 #include <strata/layers/context.hpp>
 #include <strata/layers/options.hpp>
 
