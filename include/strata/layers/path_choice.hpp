@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 
 namespace strata {
