@@ -25,17 +25,23 @@ template <bool maximum, class Batch>
   }
 }
 
-/// reduced[x] = the maximum or the sum of row[x] and, unless it is the `first` row, reduced[x] for `width` elements.
-template <bool maximum, class Arch, class Scalar>
-void combine_row(const Scalar* row, index_t width, bool first, Scalar* reduced) noexcept {
+/// reduced[x] = the maximum or the sum of rows[0][x] .. rows[count-1][x] and, unless they are the `first` rows,
+/// reduced[x], for `width` elements.
+template <bool maximum, std::size_t count, class Arch, class Scalar>
+void combine_rows(const Scalar* const* rows, index_t width, bool first, Scalar* reduced) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   index_t x = 0;
   for (; x + lanes <= width; x += lanes) {
-    const auto pixels = Batch::load_unaligned(row + x);
+    Batch pixels = Batch::load_unaligned(rows[0] + x);
+    for (std::size_t r = 1; r < count; ++r) pixels = combine<maximum>(Batch::load_unaligned(rows[r] + x), pixels);
     (first ? pixels : combine<maximum>(pixels, Batch::load_aligned(reduced + x))).store_aligned(reduced + x);
   }
-  for (; x < width; ++x) reduced[x] = first ? row[x] : (maximum ? std::max(row[x], reduced[x]) : row[x] + reduced[x]);
+  for (; x < width; ++x) {
+    Scalar pixel = rows[0][x];
+    for (std::size_t r = 1; r < count; ++r) pixel = maximum ? std::max(rows[r][x], pixel) : rows[r][x] + pixel;
+    reduced[x] = first ? pixel : (maximum ? std::max(pixel, reduced[x]) : pixel + reduced[x]);
+  }
 }
 
 /// The sum of `count` elements.
@@ -122,11 +128,22 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
       const index_t y1 = top + options.kernel.h < in.height ? top + options.kernel.h : in.height;
       for (index_t first = 0; first < out.channels; first += together) {
         const index_t channels = std::min(together, out.channels - first);
-        for (index_t sy = y0; sy < y1; ++sy) {
-          const Scalar* pixels = x.row(image, first, sy);
+        for (index_t sy = y0; sy < y1; sy += 3) {
+          // Three rows at a time, the height of the usual window.
+          const Scalar* pixels[3];
+          const index_t count = std::min<index_t>(3, y1 - sy);
+          for (index_t r = 0; r < count; ++r) pixels[r] = x.row(image, first, sy + r);
           Scalar* reduced = start + margin;
-          for (index_t c = 0; c < channels; ++c, pixels += x.layout().tile_pitch, reduced += row_size)
-            combine_row<maximum, Arch>(pixels, in.width, sy == y0, reduced);
+          for (index_t c = 0; c < channels; ++c, reduced += row_size) {
+            if (count == 3) {
+              combine_rows<maximum, 3, Arch>(pixels, in.width, sy == y0, reduced);
+            } else if (count == 2) {
+              combine_rows<maximum, 2, Arch>(pixels, in.width, sy == y0, reduced);
+            } else {
+              combine_rows<maximum, 1, Arch>(pixels, in.width, sy == y0, reduced);
+            }
+            for (index_t r = 0; r < count; ++r) pixels[r] += x.layout().tile_pitch;
+          }
         }
         Scalar* target = y.row(image, first, oy);
         const Scalar* reduced = start + margin - options.padding.w;
