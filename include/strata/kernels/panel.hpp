@@ -21,8 +21,8 @@ namespace strata::kernels {
 /// How the panel of a convolution is arranged for given layouts: a run of `pitch` elements for each column.
 ///
 /// If input and output have the same tiles (stride 1), the run of a tap is the input moved by a fixed distance, with
-/// masks where that leaves the picture; rows that lie in the tile before or after come from there. Otherwise it is put
-/// together row by row.
+/// masks where that leaves the picture; rows that lie in the tile before or after come from there. For stride 2
+/// `StridePhases` does the same with parted rows. Otherwise the panel is put together row by row.
 class PanelPlan {
  public:
   PanelPlan(const ConvolutionShape& shape, const TileLayout& input, const TileLayout& output, index_t block_columns,

@@ -82,6 +82,7 @@ class Conv2d {
       kernels::convolution<Arch>(matrix, level, shape, x.layout(), x.data(), layout, y.data(), epilogue,
                                  context.arena(), context.executor());
     };
+    // (What the choosing run computes is of no use afterwards: repeated, it adds a residual in place several times.)
     if (context.path_chooser() != nullptr) weights_.choose_path(name_, level, *context.path_chooser(), compute);
     weights_.with_matrix(level, compute);
     return y;
