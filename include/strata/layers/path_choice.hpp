@@ -38,36 +38,26 @@ class PathChooser {
   [[nodiscard]] const PathOptions& options() const noexcept { return options_; }
   [[nodiscard]] const std::vector<LayerPath>& paths() const noexcept { return paths_; }
 
-  /// Runs `sparse` and `dense` in turns; whether the dense path is to be taken.
-  template <class Sparse, class Dense>
-  STRATA_COLD bool choose(const std::string& layer, Level level, double density, const Sparse& sparse,
-                          const Dense& dense) {
-    std::vector<double> sparse_times;
-    std::vector<double> dense_times;
-    sparse();
-    dense();
-    for (int i = 0; i < std::max(1, options_.repetitions); ++i) {
-      sparse_times.push_back(seconds(sparse));
-      dense_times.push_back(seconds(dense));
-    }
-    LayerPath path{layer, level, density, median(sparse_times), median(dense_times), false};
+  /// Calls `run(object, dense)` for either path in turns; whether the dense one is to be taken. (A function pointer, so
+  /// that layers of all kinds share this code.)
+  STRATA_COLD bool choose(const std::string& layer, Level level, double density, void (*run)(void* object, bool dense),
+                          void* object) {
+    std::vector<double> times[2];
+    for (int i = -1; i < std::max(1, options_.repetitions); ++i)
+      for (const bool dense : {false, true}) {
+        const auto start = std::chrono::steady_clock::now();
+        run(object, dense);
+        const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+        if (i >= 0) times[dense ? 1 : 0].push_back(time.count());  // the first runs fill the caches
+      }
+    for (auto& list : times) std::sort(list.begin(), list.end());
+    LayerPath path{layer, level, density, times[0][times[0].size() / 2], times[1][times[1].size() / 2], false};
     path.dense = path.dense_seconds <= (1 - options_.least_gain) * path.sparse_seconds;
     paths_.push_back(path);
     return path.dense;
   }
 
  private:
-  template <class Run>
-  [[nodiscard]] static double seconds(const Run& run) {
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-  [[nodiscard]] static double median(std::vector<double>& times) {
-    std::ranges::nth_element(times, times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2));
-    return times[times.size() / 2];
-  }
-
   PathOptions options_;
   std::vector<LayerPath> paths_;
 };

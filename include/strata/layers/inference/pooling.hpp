@@ -137,10 +137,9 @@ Tensor<Scalar> pool(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar
           for (index_t c = 0; c < channels; ++c, reduced += row_size) {
             if (count == 3) {
               combine_rows<maximum, 3, Arch>(pixels, in.width, sy == y0, reduced);
-            } else if (count == 2) {
-              combine_rows<maximum, 2, Arch>(pixels, in.width, sy == y0, reduced);
             } else {
-              combine_rows<maximum, 1, Arch>(pixels, in.width, sy == y0, reduced);
+              for (index_t r = 0; r < count; ++r)
+                combine_rows<maximum, 1, Arch>(pixels + r, in.width, sy + r == y0, reduced);
             }
             for (index_t r = 0; r < count; ++r) pixels[r] += x.layout().tile_pitch;
           }

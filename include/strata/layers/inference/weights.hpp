@@ -122,8 +122,22 @@ class LayerWeights {
     if (size == 0 || density < chooser.options().least_density) return;
     Expanded dense{sparse_.to_dense(level), {}};
     dense.matrix = {dense.weights.data(), sparse_.rows(), sparse_.columns(), dense_block_columns_};
+    struct Both {
+      const LeveledCsr<Scalar, Index>& sparse;
+      const kernels::DenseMatrix<Scalar>& dense;
+      const Run& run;
+    } both{sparse_, dense.matrix, run};
     const bool faster = chooser.choose(
-        name, level, density, [&] { run(sparse_); }, [&] { run(std::as_const(dense.matrix)); });
+        name, level, density,
+        [](void* object, bool take_dense) {
+          const auto& paths = *static_cast<Both*>(object);
+          if (take_dense) {
+            paths.run(paths.dense);
+          } else {
+            paths.run(paths.sparse);
+          }
+        },
+        &both);
     const auto at = static_cast<std::size_t>(level.index);
     if (faster && expanded_.size() <= at) expanded_.resize(at + 1);
     if (faster) {
