@@ -81,18 +81,19 @@ template <class Arch, class Scalar, class Terms>
 
 }  // namespace detail
 
-/// Nodes first .. last-1 of h = X W for sparse X and dense `weights`, [feature][layout.row] in the order of the layout.
-/// `h` is [node][layout.row]; both are aligned.
+/// Nodes first .. last-1 of h = X W for sparse X and dense rows of weights in the order of the layout, `layout.row`
+/// apart: feature f has row row_of[f], or row f if `row_of` is null. `h` is [node][layout.row]; `rows` and `h` are
+/// aligned.
 template <class Arch, class Scalar>
-void project_dense(const SparseFeatures& x, index_t first, index_t last, const Scalar* weights,
-                   const HeadLayout& layout, Scalar* h) noexcept {
+void project_sparse(const SparseFeatures& x, index_t first, index_t last, const Scalar* rows, const GraphIndex* row_of,
+                    const HeadLayout& layout, Scalar* h) noexcept {
   const GraphIndex* const offsets = x.offsets().data();
   const GraphIndex* const indices = x.indices().data();
   const float* const values = x.values().data();
   for (index_t node = first; node < last; ++node) {
     const auto terms = [&](auto&& add) __attribute__((always_inline)) {
       for (GraphIndex k = offsets[node]; k < offsets[node + 1]; ++k)
-        add(static_cast<Scalar>(values[k]), weights + indices[k] * layout.row);
+        add(static_cast<Scalar>(values[k]), rows + (row_of == nullptr ? indices[k] : row_of[indices[k]]) * layout.row);
     };
     detail::weighted_row<Arch>(terms, layout.row, h + node * layout.row);
   }
@@ -120,7 +121,7 @@ template <class Arch, std::size_t count, class Scalar>
 
 }  // namespace detail
 
-/// As above for dense rows, `pitch` apart, whose feature k lies at places[k] of its row.
+/// As above for dense X, rows `pitch` apart, whose feature k lies at places[k] of its row and has row k of `weights`.
 template <class Arch, class Scalar>
 void project_dense(const Scalar* x, index_t pitch, const GraphIndex* places, index_t features, index_t first,
                    index_t last, const Scalar* weights, const HeadLayout& layout, Scalar* h) noexcept {
@@ -175,22 +176,6 @@ void expand_by_output(const LeveledCsr<Scalar, Index>& weights, Level level, con
   });
 }
 
-/// Nodes first .. last-1 of h = X W for sparse X and what `expand_by_feature` made of the weights.
-template <class Arch, class Scalar>
-void project_expanded(const SparseFeatures& x, index_t first, index_t last, const Scalar* rows,
-                      const GraphIndex* row_of, const HeadLayout& layout, Scalar* h) noexcept {
-  const GraphIndex* const offsets = x.offsets().data();
-  const GraphIndex* const indices = x.indices().data();
-  const float* const values = x.values().data();
-  for (index_t node = first; node < last; ++node) {
-    const auto terms = [&](auto&& add) __attribute__((always_inline)) {
-      for (GraphIndex k = offsets[node]; k < offsets[node + 1]; ++k)
-        add(static_cast<Scalar>(values[k]), rows + row_of[indices[k]] * layout.row);
-    };
-    detail::weighted_row<Arch>(terms, layout.row, h + node * layout.row);
-  }
-}
-
 namespace detail {
 
 /// Adds to every lane those that lie multiples of `period` lanes away; `period` is a power of two.
@@ -202,13 +187,6 @@ template <class Batch, std::size_t width = Batch::size / 2>
     if (static_cast<index_t>(width) < period) return x;
     return fold_lanes<Batch, width / 2>(x + rotate_lanes<width>(x), period);
   }
-}
-
-template <class Batch>
-[[nodiscard]] [[gnu::always_inline]] inline typename Batch::value_type first_lane(const Batch& x) noexcept {
-  alignas(64) std::array<typename Batch::value_type, Batch::size> lanes;
-  x.store_aligned(lanes.data());
-  return lanes[0];
 }
 
 }  // namespace detail
@@ -240,8 +218,8 @@ void attention_scores(index_t first, index_t last, const Scalar* h, const HeadLa
       s = detail::fold_lanes(s, layout.period);
       t = detail::fold_lanes(t, layout.period);
       if (layout.score == 1) {
-        source_scores[node] = detail::first_lane(s);
-        target_scores[node] = detail::first_lane(t);
+        source_scores[node] = s.get(0);
+        target_scores[node] = t.get(0);
       } else {
         s.store_aligned(source_scores + node * layout.score);
         t.store_aligned(target_scores + node * layout.score);

@@ -167,17 +167,19 @@ class GraphAttention {
     if (!check(context, true, x.nodes(), x.features(), graph))
       return {context.arena(), graph.nodes(), options_.output_features(), context.lanes};
     const kernels::HeadLayout& layout = weights_.layout();
-    if (!weights_.is_sparse())
-      return run(context, graph, [&](index_t first, index_t last, Scalar* h) {
-        kernels::project_dense<Arch>(x, first, last, weights_.dense(), layout, h);
-      });
-    const Block row_block = take<Scalar>(context, (x.features() + 1) * layout.row);
-    const Block place_block = take<GraphIndex>(context, x.features());
-    auto* const rows = as<Scalar>(row_block);
-    auto* const row_of = as<GraphIndex>(place_block);
-    kernels::expand_by_feature(weights_.sparse(), context.level(), layout, rows, row_of);
+    Block row_block;
+    Block place_block;
+    const Scalar* rows = weights_.dense();
+    if (weights_.is_sparse()) {
+      row_block = take<Scalar>(context, (x.features() + 1) * layout.row);
+      place_block = take<GraphIndex>(context, x.features());
+      kernels::expand_by_feature(weights_.sparse(), context.level(), layout, as<Scalar>(row_block),
+                                 as<GraphIndex>(place_block));
+      rows = as<Scalar>(row_block);
+    }
+    const GraphIndex* const row_of = as<GraphIndex>(place_block);  // null: a row a feature
     return run(context, graph, [&](index_t first, index_t last, Scalar* h) {
-      kernels::project_expanded<Arch>(x, first, last, rows, row_of, layout, h);
+      kernels::project_sparse<Arch>(x, first, last, rows, row_of, layout, h);
     });
   }
   /// Precondition: the layer's options do not say `sparse_input`.
