@@ -14,6 +14,7 @@
 #include <strata/strata.hpp>
 #include <strata/train/classification.hpp>
 #include <strata/train/fit.hpp>
+#include <strata/train/transitions.hpp>
 
 #include "../support/accuracy.hpp"
 #include "../support/cifar.hpp"
@@ -54,6 +55,8 @@ struct Options {
   std::string levels = examples::paper_levels;
   std::string out = "resnet-out";
   std::string report;
+  std::string dense_from;
+  bool switches = false;
   bool resume = false;
   double stop_after = 0;
   double checkpoint_seconds = 300;
@@ -62,7 +65,7 @@ struct Options {
 
 /// What a report says about one model.
 struct Row {
-  std::string level;  ///< "dense" or a number
+  std::string level;  ///< "dense", a number, or "1>0 at layer2.0" for a path that drops there
   double accuracy = 0;
   double weights = 1;
   double flops = 1;
@@ -149,9 +152,12 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   return recipe;
 }
 
-/// A model file with what programs need to know about pictures and classes, loaded again.
-Model save(const TrainingNet& network, int levels, const examples::NamedSplit& data, const std::string& path) {
+/// A model file with statistics for switches of level and what programs need to know about pictures and classes, loaded
+/// again.
+Model save(const TrainingNet& network, int levels, const examples::NamedSplit& data, train::Classification<float>& task,
+           strata::Executor& executor, const std::string& path) {
   strata::Archive archive = strata::to_archive(network, levels);
+  if (levels > 1) train::calibrate_transitions(network, task, archive, executor);
   examples::Preparation preparation;
   const train::Dataset& dataset = data.split.train;
   preparation.shorter_side = std::min(dataset.shape.height, dataset.shape.width);
@@ -180,6 +186,7 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   const auto done = examples::run_training(trainer, recipe.batch,
                                            {.checkpoint = options.out + "/" + name + ".checkpoint",
                                             .resume = options.resume,
+                                            .dense_from = options.dense_from,
                                             .checkpoint_seconds = options.checkpoint_seconds,
                                             .stop_after = options.stop_after,
                                             .steps_per_epoch = strata::ceil_div(training.size(), recipe.batch)});
@@ -189,20 +196,29 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
       static_cast<double>(trainer.steps()) / static_cast<double>(strata::ceil_div(training.size(), recipe.batch));
   std::vector<Row> rows;
   const TrainingNet& dense_network = trainer.dense() != nullptr ? *trainer.dense() : network;
-  const Model dense = save(dense_network, 1, data, options.out + "/" + name + "-dense.safetensors");
+  const Model dense = save(dense_network, 1, data, task, pool, options.out + "/" + name + "-dense.safetensors");
   const double dense_accuracy = examples::accuracy(dense, data.split.test, Level{0}, options.threads);
   rows.push_back({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs,
                   budgets.empty() ? done.seconds : done.dense_seconds});
   if (budgets.empty()) return rows;
   const auto counts = train::count_layers<float>(network, trainer.levels());
   (void)strata::check_within(counts, recipe.levels).value();
-  const Model model = save(network, trainer.levels(), data, options.out + "/" + name + ".safetensors");
+  const Model model = save(network, trainer.levels(), data, task, pool, options.out + "/" + name + ".safetensors");
   for (int level = model.levels() - 1; level >= 0; --level) {
     const auto count = strata::count_level(counts, Level{level});
     rows.push_back({std::to_string(first_level + level),
                     examples::accuracy(model, data.split.test, Level{level}, options.threads), count.weight_share(),
                     count.flop_share(), epochs, done.seconds});
   }
+  if (!options.switches) return rows;
+  const auto stages = strata::Session<Model>(model, {}).stages();
+  for (int from = model.levels() - 1; from > 0; --from)
+    for (int to = from - 1; to >= 0; --to)
+      for (std::size_t stage = 1; stage < stages.size(); ++stage)
+        rows.push_back({std::to_string(from) + ">" + std::to_string(to) + " at " + stages[stage],
+                        examples::accuracy_with_switch(model, data.split.test, Level{from}, Level{to},
+                                                       static_cast<int>(stage), options.threads),
+                        0, 0, epochs, done.seconds});
   return rows;
 }
 
@@ -233,7 +249,8 @@ void run(const Options& options) {
   nlohmann::json report = nlohmann::json::array();
   for (const Row& row : rows) {
     table.add({row.level == "dense" ? row.level : "level " + row.level, examples::percent(row.accuracy, 2),
-               examples::percent(row.weights, 2), examples::percent(row.flops, 2), examples::fixed(row.epochs, 1),
+               row.weights > 0 ? examples::percent(row.weights, 2) : "",
+               row.flops > 0 ? examples::percent(row.flops, 2) : "", examples::fixed(row.epochs, 1),
                examples::fixed(row.seconds, 0)});
     report.push_back({{"network", options.network},
                       {"data", options.dataset},
@@ -247,7 +264,10 @@ void run(const Options& options) {
                       {"epochs", row.epochs},
                       {"seconds", row.seconds},
                       {"command", options.command}});
-    if (row.level != "dense") report.back()["level"] = std::stoi(row.level);
+    if (row.weights == 0)  // a path's cost lies between those of its levels
+      report.back()["weights"] = report.back()["flops"] = nullptr;
+    else if (row.level != "dense")
+      report.back()["level"] = std::stoi(row.level);
   }
   std::printf("%s%s, %s arm, seed %llu, judged on the %s pictures\n", table.text().c_str(), options.network.c_str(),
               options.arm.c_str(), static_cast<unsigned long long>(options.seed),
@@ -258,7 +278,7 @@ void run(const Options& options) {
   }
 }
 
-/// The command line without what only concerns this sitting of the run.
+/// The command line without what does not change the result: where files are, threads, what this sitting does.
 std::string command_of(int argc, char** argv) {
   std::string command = "resnet_train";
   for (int i = 1; i < argc; ++i) {
@@ -266,7 +286,7 @@ std::string command_of(int argc, char** argv) {
     const std::string option = argument.substr(0, argument.find('='));
     if (option == "--resume") continue;
     if (option == "--stop-after" || option == "--checkpoint-seconds" || option == "--out" || option == "--report" ||
-        option == "--data") {
+        option == "--data" || option == "--dense-from" || option == "--threads") {
       if (option == argument) ++i;
       continue;
     }
@@ -315,6 +335,9 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 256))->capture_default_str();
   app.add_option("--out", options.out, "directory for models and checkpoints")->capture_default_str();
   app.add_option("--report", options.report, "file for the table as JSON");
+  app.add_option("--dense-from", options.dense_from,
+                 "checkpoint of another arm of the same seed: its dense model is taken instead of training it again");
+  app.add_flag("--switches", options.switches, "judge paths that drop to a lower level at each stage as well");
   app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
   app.add_option("--stop-after", options.stop_after, "seconds after which the run saves itself and ends; 0: never")
       ->capture_default_str();

@@ -24,6 +24,7 @@ namespace examples {
 struct TrainingRunOptions {
   std::string checkpoint;           ///< file; its directory exists
   bool resume = false;              ///< go on from the checkpoint if it is there
+  std::string dense_from = {};      ///< if there is none: checkpoint of another run, whose dense model is taken
   double checkpoint_seconds = 300;  ///< between two saves
   double stop_after = 0;            ///< seconds after which the run saves itself and returns; 0: at its end only
   std::int64_t steps_per_epoch = 1;
@@ -56,13 +57,22 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
   using Clock = std::chrono::steady_clock;
   TrainingRunResult result;
   std::error_code ignored;
+  const auto seconds_of = [](const strata::Archive& archive, const char* key, double& value) {
+    if (const auto found = archive.metadata().find(key); found != archive.metadata().end())
+      std::from_chars(found->second.data(), found->second.data() + found->second.size(), value);
+  };
   if (options.resume && std::filesystem::exists(options.checkpoint, ignored)) {
     const strata::Archive archive = strata::io::read_model(options.checkpoint).value();
     if (strata::Status status = trainer.restore(archive); !status)
       strata::raise(status.error().within(options.checkpoint));
-    for (auto [key, value] : {std::pair("seconds", &result.seconds), std::pair("dense_seconds", &result.dense_seconds)})
-      if (const auto found = archive.metadata().find(key); found != archive.metadata().end())
-        std::from_chars(found->second.data(), found->second.data() + found->second.size(), *value);
+    seconds_of(archive, "seconds", result.seconds);
+    seconds_of(archive, "dense_seconds", result.dense_seconds);
+  } else if (!options.dense_from.empty()) {
+    const strata::Archive archive = strata::io::read_model(options.dense_from).value();
+    if (strata::Status status = trainer.start_from_dense(archive); !status)
+      strata::raise(status.error().within(options.dense_from));
+    seconds_of(archive, "dense_seconds", result.dense_seconds);
+    result.seconds = result.dense_seconds;
   }
   const double before = result.seconds;
   const auto start = Clock::now();

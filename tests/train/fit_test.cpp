@@ -245,6 +245,46 @@ TEST_CASE("a checkpoint of another run is refused and changes nothing") {
   CHECK(bits_of(second) == before);
 }
 
+TEST_CASE("a run goes on from another run's dense model to the bits that it reaches from the start") {
+  const train::Dataset data = stripes(96);
+  Task task(data, {.flip = true});
+  strata::SerialExecutor executor;
+  Net first({.width = 24});
+  Trainer joint(first, task, small_recipe(train::Arm::joint), executor);
+  const strata::Archive early = joint.state();
+  while (joint.dense() == nullptr) joint.step();
+  joint.step();
+  const strata::Archive saved = joint.state();
+
+  train::Recipe recipe = small_recipe(train::Arm::freeze_and_grow);
+  recipe.levels = {{0.3, 0.3}};
+  recipe.distillation = 0.9;
+  Net whole({.width = 24});
+  train::fit(whole, task, recipe, executor);
+  Net network({.width = 24});
+  Trainer trainer(network, task, recipe, executor);
+  const auto untouched = bits_of(network);
+  CHECK(trainer.start_from_dense(early).error().where().starts_with("checkpoint dense."));
+  CHECK(trainer.start_from_dense({}).error().where() == "checkpoint");
+  CHECK(bits_of(network) == untouched);
+  CHECK(trainer.steps_done() == 0);
+  REQUIRE(trainer.start_from_dense(saved).ok());
+  CHECK(trainer.steps_done() == 3);
+  while (!trainer.done()) trainer.step();
+  CHECK(bits_of(network) == bits_of(whole));
+
+  for (const auto& change : {+[](train::Recipe& r) { r.seed = 2; }, +[](train::Recipe& r) { r.dense_epochs = 2; },
+                             +[](train::Recipe& r) { r.momentum = 0.8; }, +[](train::Recipe& r) { r.levels.clear(); },
+                             +[](train::Recipe& r) { r.dense_epochs = 0; }}) {
+    train::Recipe other = recipe;
+    change(other);
+    Net another({.width = 24});
+    Trainer different(another, task, other, executor);
+    CHECK_FALSE(different.start_from_dense(saved).ok());
+    CHECK(different.steps_done() == 0);
+  }
+}
+
 TEST_CASE("recipes that cannot work are refused before any work") {
   const train::Recipe good = small_recipe(train::Arm::joint);
   CHECK(error_of(good) == "none");

@@ -167,27 +167,42 @@ class Trainer {
     prepare_duals();
     make_optimiser();
     Status status = success();
-    visit_state([&](const std::string& name, auto&& array) {
-      using T = typename std::remove_cvref_t<decltype(array)>::value_type;
-      if (!status) return;
-      const ArrayView* stored = archive.find(name);
-      const bool flexible = name.ends_with(".strata");  // empty before pruning
-      if (stored == nullptr || stored->type != data_type_of<T>() ||
-          (!flexible && stored->size() != static_cast<index_t>(array.size())) ||
-          (flexible && stored->size() != 0 && stored->size() != strata_size_)) {
-        status = Error("checkpoint " + name, std::to_string(array.size()) + " entries",
-                       stored == nullptr ? "none" : std::to_string(stored->size()));
-        return;
-      }
-      if constexpr (requires { array.resize(std::size_t{0}); }) array.resize(static_cast<std::size_t>(stored->size()));
-      const auto values = stored->template as<T>();
-      std::copy(values.begin(), values.end(), array.data());
-    });
+    visit_state([&](const std::string& name, auto&& array) { read_array(archive, name, array, status); });
     if (!status) {
       network_ = old_network;
       std::tie(phase_, phase_step_, step_, teacher_, dual_) = old;
       make_optimiser();
     }
+    return status;
+  }
+
+  /// Takes the dense model from the checkpoint of another run, as if this one had just ended its dense phase: the same
+  /// bits, since that phase has to agree (network, task, seed, batch, optimiser, epochs and rates); arm and levels may
+  /// differ. Errors, with nothing changed: another dense phase, a checkpoint from before its end, a recipe without a
+  /// dense phase or levels.
+  [[nodiscard]] Status start_from_dense(const Archive& archive) {
+    const std::size_t first = first_sparse_phase();
+    if (recipe_.levels.empty() || first == 0) return Error("recipe", "a dense phase and levels", "none");
+    const auto found = archive.metadata().find("checkpoint");
+    if (found == archive.metadata().end()) return Error("checkpoint", "a training checkpoint", "another file");
+    if (const std::string wanted = dense_part(fingerprint()), is = dense_part(found->second); is != wanted)
+      return Error("checkpoint", "one with this dense phase: " + wanted, is);
+    const Network old = network_;
+    set_levels(network_, 1);
+    Status status = success();
+    visit_network("dense.", network_,
+                  [&](const std::string& name, auto&& array) { read_array(archive, name, array, status); });
+    if (!status) {
+      network_ = old;
+      return status;
+    }
+    teacher_.emplace(network_);
+    phase_ = first;
+    phase_step_ = 0;
+    step_ = 0;
+    for (std::size_t p = 0; p < first; ++p) step_ += phases_[p].steps;
+    dual_.clear();
+    make_optimiser();
     return status;
   }
 
@@ -231,27 +246,61 @@ class Trainer {
     return text + ", " + task_.fingerprint();
   }
 
+  /// The part of a fingerprint that the dense phase depends on.
+  [[nodiscard]] static std::string dense_part(const std::string& fingerprint) {
+    std::string part;
+    for (std::size_t begin = 0; begin < fingerprint.size();) {
+      const std::size_t end = std::min(fingerprint.find(", ", begin), fingerprint.size());
+      const std::string entry = fingerprint.substr(begin, end - begin);
+      if (!Recipe::concerns_levels_only(entry.substr(0, entry.find(' ')))) part += (part.empty() ? "" : ", ") + entry;
+      begin = end + 2;
+    }
+    return part;
+  }
+
+  /// Fills `array` from the array of that name, unless `status` is an error already.
+  template <class AnyArray>
+  void read_array(const Archive& archive, const std::string& name, AnyArray&& array, Status& status) {
+    using T = typename std::remove_cvref_t<AnyArray>::value_type;
+    if (!status) return;
+    const ArrayView* stored = archive.find(name);
+    const bool flexible = name.ends_with(".strata");  // empty before pruning
+    if (stored == nullptr || stored->type != data_type_of<T>() ||
+        (!flexible && stored->size() != static_cast<index_t>(array.size())) ||
+        (flexible && stored->size() != 0 && stored->size() != strata_size_)) {
+      status = Error("checkpoint " + name, std::to_string(array.size()) + " entries",
+                     stored == nullptr ? "none" : std::to_string(stored->size()));
+      return;
+    }
+    if constexpr (requires { array.resize(std::size_t{0}); }) array.resize(static_cast<std::size_t>(stored->size()));
+    const auto values = stored->template as<T>();
+    std::copy(values.begin(), values.end(), array.data());
+  }
+
+  /// Calls `f(name, array)` for every array of `network`, names behind `prefix`.
+  template <class F>
+  void visit_network(const std::string& prefix, Network& network, F&& f) {
+    for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+      if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) {
+        layer.for_each_parameter(name, norm_name, [&](Parameter<Scalar>& parameter) {
+          f(prefix + parameter.name, ArrayRef{parameter.value});
+          strata_size_ = parameter.value.size();
+          if (parameter.levelled) f(prefix + parameter.name + ".strata", parameter.strata);
+        });
+        for (std::size_t level = 0; level < layer.norms().size(); ++level) {
+          const std::string suffix = "." + std::to_string(level);
+          f(prefix + norm_name + ".running_mean" + suffix, ArrayRef{layer.norms()[level].running_mean});
+          f(prefix + norm_name + ".running_var" + suffix, ArrayRef{layer.norms()[level].running_variance});
+        }
+      }
+    });
+  }
+
   /// Calls `f(name, array)` for every array of the state. Arrays have size(), data() and value_type.
   template <class F>
   void visit_state(F&& f) {
-    const auto visit_network = [&](const std::string& prefix, Network& network) {
-      for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
-        if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) {
-          layer.for_each_parameter(name, norm_name, [&](Parameter<Scalar>& parameter) {
-            f(prefix + parameter.name, ArrayRef{parameter.value});
-            strata_size_ = parameter.value.size();
-            if (parameter.levelled) f(prefix + parameter.name + ".strata", parameter.strata);
-          });
-          for (std::size_t level = 0; level < layer.norms().size(); ++level) {
-            const std::string suffix = "." + std::to_string(level);
-            f(prefix + norm_name + ".running_mean" + suffix, ArrayRef{layer.norms()[level].running_mean});
-            f(prefix + norm_name + ".running_var" + suffix, ArrayRef{layer.norms()[level].running_variance});
-          }
-        }
-      });
-    };
-    visit_network("", network_);
-    if (teacher_) visit_network("dense.", *teacher_);
+    visit_network("", network_, f);
+    if (teacher_) visit_network("dense.", *teacher_, f);
     for (std::size_t l = 0; l < dual_.size(); ++l) {
       f("admm.projection." + std::to_string(l), ArrayRef{dual_[l].projection});
       f("admm.scaled." + std::to_string(l), ArrayRef{dual_[l].scaled});

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -92,6 +94,16 @@ struct Recipe {
       f("levels." + std::to_string(level) + ".weights", levels[level].weights);
       f("levels." + std::to_string(level) + ".flops", levels[level].flops);
     }
+  }
+
+  /// Whether the dense phase is the same whatever the value of the number that `visit` calls `name`.
+  [[nodiscard]] static bool concerns_levels_only(std::string_view name) {
+    constexpr std::string_view names[] = {
+        "arm",          "sparse_rate", "prune_epochs",         "fixed_epochs", "tune_epochs",
+        "tune_rate",    "floor",       "masks_per_epoch",      "random_paths", "penalty",
+        "distillation", "temperature", "recalibration_batches"};
+    return name.starts_with("floors.") || name.starts_with("levels.") ||
+           std::find(std::begin(names), std::end(names), name) != std::end(names);
   }
 
   /// Errors: numbers out of range or not finite (names the option), bad budgets.
