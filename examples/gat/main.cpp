@@ -16,11 +16,10 @@
 #include <strata/io/model_file.hpp>
 #include <strata/runtime/graph_session.hpp>
 
-#include "../support/plot.hpp"
-#include "../support/table.hpp"
+#include "../support/rows.hpp"
+#include "../support/rows_report.hpp"
 #include "experiment.hpp"
 #include "graph_text.hpp"
-#include "rows.hpp"
 
 namespace {
 
@@ -127,7 +126,7 @@ class Experiment {
         command_(std::move(command)),
         data_(std::move(gat::read_graph(options_.data)).value()),
         pool_(options_.threads) {
-    if (!options_.report.empty()) rows_ = std::move(gat::read_rows(options_.report)).value();
+    if (!options_.report.empty()) rows_ = std::move(examples::read_rows(options_.report)).value();
     for (const std::string& name : options_.arms)
       if (name != "dense") (void)arm_of(name, options_.settings);
     if (!options_.models.empty()) std::filesystem::create_directories(options_.models);
@@ -151,7 +150,7 @@ class Experiment {
           }
           run_levels(name, seed, *teacher, teacher_seconds);
         }
-        if (!options_.report.empty()) (void)gat::write_rows(rows_, options_.report).value();
+        if (!options_.report.empty()) (void)examples::write_rows(rows_, options_.report).value();
       }
     }
   }
@@ -235,14 +234,8 @@ class Experiment {
                          (options_.test ? " --test" : "");
         if (to != level)  // a path's cost lies between those of its levels
           row["weights"] = row["flops"] = row["executed"] = nullptr;
-        // A row that was measured before, without the test nodes, gives way.
-        rows_.erase(std::remove_if(rows_.begin(), rows_.end(),
-                                   [&](const auto& old) {
-                                     return old.at("arm") == row.at("arm") && old.at("seed") == row.at("seed") &&
-                                            old.at("level") == row.at("level");
-                                   }),
-                    rows_.end());
-        rows_.push_back(std::move(row));
+        // One that was measured before, without the test nodes, gives way.
+        examples::add_row(rows_, std::move(row));
       }
   }
 
@@ -252,66 +245,6 @@ class Experiment {
   strata::ThreadPool pool_;
   nlohmann::json rows_ = nlohmann::json::array();
 };
-
-std::string points(double share, int digits = 2) {
-  return examples::fixed(100 * share, digits);
-}
-
-/// Means over seeds of every arm and level, with the difference to the dense arm of the same seeds.
-void print_table(const nlohmann::json& rows, const char* key) {
-  examples::Table table({"arm", "level", "seeds", "accuracy", "s.d.", "to dense", "95 % interval", "weights", "FLOPs",
-                         "executed", "epochs", "s"});
-  std::vector<std::pair<std::string, std::string>> order;
-  for (const auto& row : rows) {
-    const std::pair<std::string, std::string> place(row.at("arm"), gat::level_text(row));
-    if (std::find(order.begin(), order.end(), place) == order.end()) order.push_back(place);
-  }
-  const auto dense = gat::by_seed(rows, "dense", "dense", key);
-  for (const auto& place : order) {
-    const std::string& arm = place.first;
-    const std::string& level = place.second;
-    const auto values = gat::by_seed(rows, arm, level, key);
-    if (values.empty()) continue;
-    const auto summary = gat::summarise(gat::values_of(values));
-    const auto difference = gat::summarise(gat::differences(values, dense));
-    const double half = gat::half_interval(difference);
-    const auto mean = [&](const char* what, int digits, bool share) {
-      const auto list = gat::values_of(gat::by_seed(rows, arm, level, what));
-      if (list.empty()) return std::string();
-      return share ? examples::percent(gat::summarise(list).mean, digits)
-                   : examples::fixed(gat::summarise(list).mean, digits);
-    };
-    table.add({arm, level, std::to_string(summary.count), points(summary.mean), points(summary.deviation),
-               arm == "dense" || difference.count == 0 ? "" : points(difference.mean),
-               arm == "dense" || difference.count < 2
-                   ? ""
-                   : points(difference.mean - half) + " .. " + points(difference.mean + half),
-               mean("weights", 2, true), mean("flops", 2, true), mean("executed", 1, true), mean("epochs", 0, false),
-               mean("seconds", 1, false)});
-  }
-  std::printf("%s\n", table.text().c_str());
-}
-
-void draw(const nlohmann::json& rows, const char* key, const std::string& path) {
-  examples::Plot plot;
-  plot.title = "GAT on Cora: accuracy against FLOPs, means over seeds";
-  plot.x_label = "share of the dense network's FLOPs, %";
-  plot.y_label = "accuracy, %";
-  plot.x_logarithmic = true;
-  for (const char* arm : {"dense", "joint", "bottom-up", "single", "four-levels"}) {
-    examples::PlotSeries series{arm};
-    for (const char* level : {"0", "1", "2", "3", "dense"}) {
-      const auto values = gat::values_of(gat::by_seed(rows, arm, level, key));
-      const auto flops = gat::values_of(gat::by_seed(rows, arm, level, "flops"));
-      if (values.empty() || flops.empty()) continue;
-      const auto summary = gat::summarise(values);
-      series.points.push_back({100 * gat::summarise(flops).mean, 100 * summary.mean, "",
-                               summary.count < 2 ? 0 : 100 * gat::half_interval(summary)});
-    }
-    if (!series.points.empty()) plot.series.push_back(std::move(series));
-  }
-  (void)examples::write_svg(plot, path).value();
-}
 
 }  // namespace
 
@@ -351,14 +284,19 @@ int main(int argc, char** argv) {
     Experiment experiment(options, command);
     experiment.run();
     std::printf("validation nodes\n");
-    print_table(experiment.rows(), "validation");
+    std::printf("%s\n", examples::rows_table(experiment.rows(), "validation", true).text().c_str());
     const bool tested = std::any_of(experiment.rows().begin(), experiment.rows().end(),
                                     [](const auto& row) { return row.at("accuracy").is_number(); });
     if (tested) {
       std::printf("test nodes\n");
-      print_table(experiment.rows(), "accuracy");
+      std::printf("%s\n", examples::rows_table(experiment.rows(), "accuracy", true).text().c_str());
     }
-    if (!options.plot.empty()) draw(experiment.rows(), tested ? "accuracy" : "validation", options.plot);
+    if (!options.plot.empty())
+      (void)examples::write_svg(
+          examples::rows_plot(experiment.rows(), tested ? "accuracy" : "validation",
+                              "GAT on Cora: accuracy against FLOPs, means over seeds", "accuracy, %"),
+          options.plot)
+          .value();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gat: %s\n", error.what());
     return 1;

@@ -11,8 +11,8 @@
 
 #include "gat/graph_text.hpp"
 #include "gat/network.hpp"
-#include "gat/rows.hpp"
 #include "support/catch.hpp"
+#include "support/rows.hpp"
 
 namespace {
 
@@ -124,7 +124,7 @@ TEST_CASE("the stored model keeps its accuracy on validation nodes at every leve
   CHECK(static_cast<double>(model.nnz(strata::Level{1})) <= 0.1338 * 92302);
   CHECK(static_cast<double>(model.nnz(strata::Level{0})) <= 0.0447 * 92302);
   strata::GraphSession<Model> session(model, data.input);
-  const auto rows = gat::read_rows(STRATA_SOURCE_DIR "/docs/results/gat.json").value();
+  const auto rows = examples::read_rows(STRATA_SOURCE_DIR "/docs/results/gat.json").value();
   for (const int level : {0, 1}) {
     const auto logits = session.run(strata::Level{level});
     int correct = 0;
@@ -133,16 +133,7 @@ TEST_CASE("the stored model keeps its accuracy on validation nodes at every leve
       correct += std::max_element(row, row + data.classes) - row == data.labels[static_cast<std::size_t>(node)] ? 1 : 0;
     }
     // Instruction sets round differently: a node or two may lie on the edge between classes.
-    const auto reported = gat::by_seed(rows, "joint", std::to_string(level), "validation").at(1);
+    const auto reported = examples::by_seed(rows, "joint", std::to_string(level), "validation").at(1);
     CHECK(std::abs(static_cast<double>(correct) / 500 - reported) < 0.005);
   }
-}
-
-TEST_CASE("statistics over seeds") {
-  const auto summary = gat::summarise({1, 2, 3, 4});
-  CHECK(std::abs(summary.mean - 2.5) < 1e-12);
-  CHECK(std::abs(summary.deviation - 1.2909944) < 1e-6);
-  CHECK(std::abs(gat::student_quantile(19) - 2.093) < 2e-3);
-  CHECK(gat::differences({{1, 3.0}, {2, 5.0}}, {{2, 1.0}, {3, 1.0}}) == std::vector<double>{4.0});
-  CHECK(std::isinf(gat::half_interval(gat::summarise({1}))));
 }

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <fstream>
 #include <iterator>
@@ -17,7 +19,22 @@
 #include <strata/core/error.hpp>
 #include <strata/io/atomic_file.hpp>
 
-namespace gat {
+namespace examples {
+
+/// What the rows of one experiment have in common, and what tells them apart: network, data, arm, seed, level. A row
+/// takes the place of an older one with the same.
+inline void add_row(nlohmann::json& rows, nlohmann::json row) {
+  const auto same = [&](const auto& old) {
+    for (const char* key : {"network", "data", "arm", "seed", "level"})
+      if (old.at(key) != row.at(key)) return false;
+    return true;
+  };
+  const auto found = std::find_if(rows.begin(), rows.end(), same);
+  if (found == rows.end())
+    rows.push_back(std::move(row));
+  else
+    *found = std::move(row);
+}
 
 /// Reads a file of rows, a JSON array of objects; none if there is no such file. Error: another content.
 [[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path) {
@@ -28,7 +45,7 @@ namespace gat {
   if (!rows.is_array() || !std::all_of(rows.begin(), rows.end(), [](const auto& row) { return row.is_object(); }))
     return strata::Error(path, "rows of an experiment as a JSON array of objects", "something else");
   for (const auto& row : rows)
-    for (const char* key : {"arm", "level", "seed", "validation", "accuracy", "weights", "flops"})
+    for (const char* key : {"network", "data", "arm", "level", "seed", "accuracy", "weights", "flops"})
       if (!row.contains(key)) return strata::Error(path, std::string("rows with \"") + key + "\"", "one without");
   return rows;
 }
@@ -56,18 +73,21 @@ struct Summary {
   return summary;
 }
 
-/// The 97.5 % quantile of Student's t with `freedom` degrees (Cornish-Fisher expansion; 2.093 for 19).
-[[nodiscard]] inline double student_quantile(double freedom) {
+/// The 97.5 % quantile of Student's t with `freedom` degrees (at least 1): from a table up to 10 degrees, beyond them
+/// by Cornish and Fisher's expansion (2.093 for 19).
+[[nodiscard]] inline double student_quantile(std::size_t freedom) {
+  constexpr std::array<double, 10> exact = {12.7062, 4.3027, 3.1824, 2.7764, 2.5706,
+                                            2.4469,  2.3646, 2.3060, 2.2622, 2.2281};
+  if (freedom <= exact.size()) return exact[std::max<std::size_t>(freedom, 1) - 1];
   constexpr double z = 1.959964;
-  return z + (z * z * z + z) / (4 * freedom) +
-         (5 * std::pow(z, 5) + 16 * std::pow(z, 3) + 3 * z) / (96 * freedom * freedom);
+  const auto n = static_cast<double>(freedom);
+  return z + (z * z * z + z) / (4 * n) + (5 * std::pow(z, 5) + 16 * std::pow(z, 3) + 3 * z) / (96 * n * n);
 }
 
 /// Half of the two-sided 95 % confidence interval of a mean; infinite for fewer than two values.
 [[nodiscard]] inline double half_interval(const Summary& summary) {
   if (summary.count < 2) return INFINITY;
-  const auto n = static_cast<double>(summary.count);
-  return student_quantile(n - 1) * summary.deviation / std::sqrt(n);
+  return student_quantile(summary.count - 1) * summary.deviation / std::sqrt(static_cast<double>(summary.count));
 }
 
 /// A level's name in tables and keys: "dense", "1", or "1>0" for a path that drops.
@@ -76,12 +96,12 @@ struct Summary {
   return level.is_string() ? level.get<std::string>() : std::to_string(level.get<int>());
 }
 
-/// `key` of the rows of one arm and level by seed; rows where it is null are left out.
+/// `key` of the rows of one arm and level by seed; rows without it, or where it is null, are left out.
 [[nodiscard]] inline std::map<std::int64_t, double> by_seed(const nlohmann::json& rows, const std::string& arm,
                                                             const std::string& level, const char* key) {
   std::map<std::int64_t, double> values;
   for (const auto& row : rows)
-    if (row.at("arm") == arm && level_text(row) == level && row.at(key).is_number())
+    if (row.at("arm") == arm && level_text(row) == level && row.contains(key) && row.at(key).is_number())
       values[row.at("seed").get<std::int64_t>()] = row.at(key).get<double>();
   return values;
 }
@@ -101,4 +121,4 @@ struct Summary {
   return result;
 }
 
-}  // namespace gat
+}  // namespace examples

@@ -1,0 +1,114 @@
+// Rows of experiments: files that are read back, rows that replace older ones, statistics over seeds, and the tables
+// that are made of them.
+#include "support/rows.hpp"
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <unistd.h>
+
+#include "support/catch.hpp"
+#include "support/rows_report.hpp"
+
+namespace {
+
+nlohmann::json row(const std::string& arm, int seed, const nlohmann::json& level, double accuracy, double share) {
+  return {{"network", "net"},      {"data", "set"},    {"arm", arm},       {"seed", seed},    {"level", level},
+          {"accuracy", accuracy},  {"weights", share}, {"flops", share},   {"epochs", 10},    {"seconds", 2.5},
+          {"command", "net --seed " + std::to_string(seed)}};
+}
+
+/// Dense 0.8 and 0.9; level 1 as good on average, level 0 worse by a tenth.
+nlohmann::json two_seeds() {
+  nlohmann::json rows = nlohmann::json::array();
+  for (const int seed : {1, 2}) {
+    const double dense = seed == 1 ? 0.8 : 0.9;
+    rows.push_back(row("dense", seed, "dense", dense, 1));
+    rows.push_back(row("joint", seed, "dense", dense - 0.1, 1));
+    rows.push_back(row("joint", seed, 1, seed == 1 ? 0.84 : 0.855, 0.13));
+    rows.push_back(row("joint", seed, 0, 0.9 * dense, 0.05));
+  }
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("statistics over seeds") {
+  const auto summary = examples::summarise({1, 2, 3, 4});
+  CHECK(std::abs(summary.mean - 2.5) < 1e-12);
+  CHECK(std::abs(summary.deviation - 1.2909944) < 1e-6);
+  CHECK(std::abs(examples::student_quantile(1) - 12.706) < 2e-3);
+  CHECK(std::abs(examples::student_quantile(10) - 2.228) < 2e-3);
+  CHECK(std::abs(examples::student_quantile(11) - 2.201) < 3e-3);
+  CHECK(std::abs(examples::student_quantile(19) - 2.093) < 2e-3);
+  CHECK(examples::differences({{1, 3.0}, {2, 5.0}}, {{2, 1.0}, {3, 1.0}}) == std::vector<double>{4.0});
+  CHECK(std::isinf(examples::half_interval(examples::summarise({1}))));
+}
+
+TEST_CASE("a row takes the place of an older one of the same run") {
+  nlohmann::json rows = two_seeds();
+  examples::add_row(rows, row("joint", 2, 0, 0.5, 0.05));
+  CHECK(rows.size() == 8);
+  CHECK(examples::by_seed(rows, "joint", "0", "accuracy").at(2) == 0.5);
+  examples::add_row(rows, row("joint", 3, 0, 0.5, 0.05));
+  CHECK(rows.size() == 9);
+  CHECK(examples::by_seed(rows, "joint", "0", "accuracy").size() == 3);
+  CHECK(examples::by_seed(rows, "joint", "0", "none such").empty());
+  rows[3]["accuracy"] = nullptr;
+  CHECK(examples::by_seed(rows, "joint", "0", "accuracy").size() == 2);
+}
+
+TEST_CASE("files of rows are read back, others refused") {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("strata_rows_test" + std::to_string(getpid()))).string();
+  CHECK(examples::read_rows(path).value().empty());
+  REQUIRE(examples::write_rows(two_seeds(), path).ok());
+  CHECK(examples::read_rows(path).value() == two_seeds());
+  for (const char* text : {"", "{}", "[1]", "[{}]", "[{\"arm\": \"joint\"}]", "[", "null"}) {
+    std::ofstream(path) << text;
+    CHECK(examples::read_rows(path).error().where() == path);
+  }
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("the table of a network has means and differences to the dense arm of the same seeds") {
+  const std::string text = examples::rows_table(two_seeds(), "accuracy").text();
+  INFO(text);
+  CHECK(text.find("dense  dense      2     85.00  7.07") != std::string::npos);
+  CHECK(text.find("joint      1      2     84.75  1.06     -0.25") != std::string::npos);
+  CHECK(text.find("13.00 %") != std::string::npos);
+  const auto plot = examples::rows_plot(two_seeds(), "accuracy", "title", "accuracy, %");
+  REQUIRE(plot.series.size() == 2);
+  REQUIRE(plot.series[1].points.size() == 3);
+  CHECK(std::abs(plot.series[1].points[0].x - 5) < 1e-9);
+  CHECK(std::abs(plot.series[1].points[0].y - 76.5) < 1e-9);
+}
+
+TEST_CASE("a network's line over all networks is of the joint arm against the dense one") {
+  nlohmann::json rows = two_seeds();
+  const auto headline = examples::headline_of(rows, "file").value();
+  CHECK(headline.full_epochs);
+  CHECK(std::abs(headline.dense - 0.85) < 1e-12);
+  CHECK(std::abs(headline.levels[1].relative_loss - 0) < 1e-12);
+  CHECK(std::abs(headline.levels[0].relative_loss - 0.1) < 1e-12);
+  CHECK(headline.levels[0].half < 1e-9);
+  CHECK(headline.levels[0].weights == 0.05);
+  CHECK(headline.levels[0].command == "net --seed 1");
+
+  // Without the dense arm those dense models that the levels come from, which had fewer epochs.
+  nlohmann::json joint = nlohmann::json::array();
+  for (const auto& each : rows)
+    if (each.at("arm") == "joint") joint.push_back(each);
+  const auto fewer = examples::headline_of(joint, "file").value();
+  CHECK_FALSE(fewer.full_epochs);
+  CHECK(std::abs(fewer.dense - 0.75) < 1e-12);
+
+  CHECK(examples::headline_of(nlohmann::json::array(), "file").error().where() == "file");
+  nlohmann::json mixed = rows;
+  mixed.back()["data"] = "another";
+  CHECK_FALSE(examples::headline_of(mixed, "file").ok());
+  nlohmann::json levelless = nlohmann::json::array({rows[0], rows[1], rows[2]});
+  CHECK_FALSE(examples::headline_of(levelless, "file").ok());
+  CHECK_FALSE(examples::headline_of(nlohmann::json::array({rows[2], rows[3]}), "file").ok());
+}
