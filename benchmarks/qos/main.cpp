@@ -44,6 +44,7 @@ struct Options {
   std::string arrivals;
   std::vector<std::string> states;
   std::vector<std::string> kinds;
+  std::vector<std::string> policies;
   std::vector<double> factors = {1.2, 1.5, 2, 3};
   std::vector<int> cores;
   int threads = 1;
@@ -71,6 +72,18 @@ struct Options {
     if (arrivals == "poisson") return {qos::Arrivals::poisson};
     if (arrivals == "periodic") return {qos::Arrivals::periodic};
     return {qos::Arrivals::poisson, qos::Arrivals::periodic};
+  }
+  /// The policies asked for, of those that the table knows.
+  [[nodiscard]] std::vector<qos::PolicyName> chosen_policies() const {
+    if (policies.empty()) return qos::policy_names();
+    std::vector<qos::PolicyName> chosen;
+    for (const std::string& name : policies) {
+      const auto& all = qos::policy_names();
+      const auto found = std::find_if(all.begin(), all.end(), [&](const auto& policy) { return policy.name == name; });
+      if (found == all.end()) strata::raise(strata::Error("--policies", "policies of the table", "\"" + name + "\""));
+      chosen.push_back(*found);
+    }
+    return chosen;
   }
   /// The kinds of interference asked for, over as many cores as the server has.
   [[nodiscard]] std::vector<qos::Interference> interferences(int count) const {
@@ -181,7 +194,7 @@ void run_round(Server& server, qos::State& state, const Options& options, const 
   const auto tally = [&](double factor, const std::string& policy) {
     return &state.tally({options.network, "real", qos::name_of(arrivals), kind.name, factor, policy});
   };
-  const auto& names = qos::policy_names();
+  const auto names = options.chosen_policies();
   for (std::size_t p = 0; p < names.size(); ++p) {
     const auto& policy = names[(p + round) % names.size()];
     const std::uint64_t seed = options.seed * 1'000'003 + round;
@@ -230,6 +243,7 @@ void run(const Options& options) {
     int rounds = 0;
     double longest = 0;
     const int cores = static_cast<int>(std::max<std::size_t>(1, options.cores.size()));
+    (void)options.chosen_policies();  // bad names are refused before any work
     const std::size_t needed = (options.requests + options.round - 1) / options.round;
     for (std::uint64_t round = 0; round < needed; ++round)
       for (const auto& kind : options.interferences(cores))
@@ -319,6 +333,7 @@ int main(int argc, char** argv) {
   simulate_command->add_option("--recording", options.recording, "made by record")->capture_default_str();
   simulate_command->add_option("--out", options.out, "state file to write");
   run_command->add_option("--state", options.state, "state file that grows")->capture_default_str();
+  run_command->add_option("--policies", options.policies, "all if not given; the same ones in every call for a state");
   run_command->add_option("--seconds", options.seconds, "begin no round that would end later")->capture_default_str();
   run_command->add_option("--round", options.round, "requests of each policy in a round")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1'000'000}))

@@ -210,11 +210,13 @@ class Report {
     row["network"] = "gnmt";
     row["data"] = name_of(data_);
     row["validation"] = validation.bleu.score;
-    row["bleu"] = nullptr;
+    row["metric"] = "BLEU";
+    row["accuracy"] = row["bleu"] = nullptr;
     if (data_.test) {
       const Judgement test = judge(translator, level, texts_.test, search_);
       cells.push_back(examples::fixed(test.bleu.score, 2));
       row["bleu"] = test.bleu.score;
+      row["accuracy"] = test.bleu.score / 100;
       row["brevity_penalty"] = test.bleu.brevity_penalty;
       seconds += test.seconds;
       sentences += texts_.test.source.size();
