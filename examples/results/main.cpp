@@ -83,8 +83,8 @@ void headline(const std::vector<std::string>& files, const std::string& report, 
     examples::PlotSeries series{network.network + ", " + network.data};
     for (int l = 0; l < 2; ++l) {
       const auto& level = network.levels[l];
-      series.points.push_back({100 * level.flops, 100 * (1 - level.relative_loss), "",
-                               std::isfinite(level.half) ? 100 * level.half : 0});
+      series.points.push_back(
+          {100 * level.flops, 100 * (1 - level.relative_loss), "", std::isfinite(level.half) ? 100 * level.half : 0});
     }
     series.points.push_back({100, 100});
     plot.series.push_back(std::move(series));

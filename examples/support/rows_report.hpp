@@ -1,5 +1,5 @@
-// What is shown of an experiment's rows: means over seeds against the dense arm, accuracy against FLOPs, and the line of a
-// network in the table over all networks.
+// What is shown of an experiment's rows: means over seeds against the dense arm, accuracy against FLOPs, and the line
+// of a network in the table over all networks.
 #pragma once
 
 #include <algorithm>
@@ -26,11 +26,11 @@ namespace examples {
   return order;
 }
 
-/// Means of `key`, a share of 1, over the seeds of every arm and level, with the difference to the dense arm of the same
-/// seeds. `executed`: with the column of that name.
+/// Means of `key`, a share of 1, over the seeds of every arm and level, with the difference to the dense arm of the
+/// same seeds. `executed`: with the column of that name.
 [[nodiscard]] inline Table rows_table(const nlohmann::json& rows, const char* key, bool executed = false) {
-  std::vector<std::string> columns = {"arm", "level", "seeds", key, "s.d.", "to dense", "95 % interval", "weights",
-                                      "FLOPs"};
+  std::vector<std::string> columns = {"arm",      "level",         "seeds",   key,    "s.d.",
+                                      "to dense", "95 % interval", "weights", "FLOPs"};
   if (executed) columns.emplace_back("executed");
   columns.insert(columns.end(), {"epochs", "s"});
   Table table(std::move(columns));
@@ -47,16 +47,17 @@ namespace examples {
       if (list.empty()) return std::string();
       return share ? percent(summarise(list).mean, digits) : fixed(summarise(list).mean, digits);
     };
-    std::vector<std::string> cells = {
-        arm,
-        level,
-        std::to_string(summary.count),
-        points(summary.mean),
-        points(summary.deviation),
-        arm == "dense" || difference.count == 0 ? "" : points(difference.mean),
-        arm == "dense" || difference.count < 2 ? "" : points(difference.mean - half) + " .. " + points(difference.mean + half),
-        mean("weights", 2, true),
-        mean("flops", 2, true)};
+    std::vector<std::string> cells = {arm,
+                                      level,
+                                      std::to_string(summary.count),
+                                      points(summary.mean),
+                                      points(summary.deviation),
+                                      arm == "dense" || difference.count == 0 ? "" : points(difference.mean),
+                                      arm == "dense" || difference.count < 2
+                                          ? ""
+                                          : points(difference.mean - half) + " .. " + points(difference.mean + half),
+                                      mean("weights", 2, true),
+                                      mean("flops", 2, true)};
     if (executed) cells.push_back(mean("executed", 1, true));
     cells.push_back(mean("epochs", 0, false));
     cells.push_back(mean("seconds", 1, false));
@@ -80,8 +81,8 @@ namespace examples {
       const auto flops = values_of(by_seed(rows, arm, level, "flops"));
       if (values.empty() || flops.empty()) continue;
       const auto summary = summarise(values);
-      series.points.push_back({100 * summarise(flops).mean, 100 * summary.mean, "",
-                               summary.count < 2 ? 0 : 100 * half_interval(summary)});
+      series.points.push_back(
+          {100 * summarise(flops).mean, 100 * summary.mean, "", summary.count < 2 ? 0 : 100 * half_interval(summary)});
     }
     if (!series.points.empty()) plot.series.push_back(std::move(series));
   }
@@ -107,7 +108,8 @@ struct Headline {
   HeadlineLevel levels[2];  ///< by level
 };
 
-/// Errors: rows of more than one network or data set, without a dense model, or without levels 1 and 0 of the joint arm.
+/// Errors: rows of more than one network or data set, without a dense model, or without levels 1 and 0 of the joint
+/// arm.
 [[nodiscard]] inline strata::Result<Headline> headline_of(const nlohmann::json& rows, const std::string& where) {
   if (rows.empty()) return strata::Error(where, "rows of an experiment", "none");
   Headline headline;

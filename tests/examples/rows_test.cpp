@@ -14,8 +14,16 @@
 namespace {
 
 nlohmann::json row(const std::string& arm, int seed, const nlohmann::json& level, double accuracy, double share) {
-  return {{"network", "net"},      {"data", "set"},    {"arm", arm},       {"seed", seed},    {"level", level},
-          {"accuracy", accuracy},  {"weights", share}, {"flops", share},   {"epochs", 10},    {"seconds", 2.5},
+  return {{"network", "net"},
+          {"data", "set"},
+          {"arm", arm},
+          {"seed", seed},
+          {"level", level},
+          {"accuracy", accuracy},
+          {"weights", share},
+          {"flops", share},
+          {"epochs", 10},
+          {"seconds", 2.5},
           {"command", "net --seed " + std::to_string(seed)}};
 }
 

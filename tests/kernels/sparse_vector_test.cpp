@@ -186,6 +186,33 @@ TEST_CASE("a few vectors equal the plain twin, whatever the cut of rows") {
   check_narrow<double, std::uint16_t>();
 }
 
+TEST_CASE("the last columns of the widest blocks, and of wider ones, are found for every number of vectors") {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<float, Arch>::size);
+  constexpr index_t widest = strata::kernels::max_narrow_columns;
+  for (const index_t columns : {widest - 1, widest, widest + 1, index_t{65535}}) {
+    std::vector<std::uint8_t> strata(static_cast<std::size_t>(columns), StratumMap::absent);
+    std::vector<float> weights(strata.size());
+    for (index_t column = columns - 9; column < columns; ++column) {
+      strata[static_cast<std::size_t>(column)] = 0;
+      weights[static_cast<std::size_t>(column)] = static_cast<float>(column);
+    }
+    const auto map = StratumMap::from_strata(1, columns, 1, strata).value();
+    const auto matrix = strata::LeveledCsr<float, std::uint16_t>::from_dense(weights, map, columns);
+    for (const index_t batch : {index_t{1}, index_t{5}, lanes, 2 * lanes}) {
+      INFO(columns << " columns, batch " << batch);
+      const index_t width = strata::kernels::narrow_width<float, Arch>(batch);
+      Aligned<float> panel(columns * width), found(width), expected(width);
+      for (index_t i = 0; i < columns * width; ++i) panel.data()[i] = static_cast<float>(i / width % 100);
+      strata::kernels::NarrowJob<float> job{0, 1, panel.data(), expected.data(), width, {}};
+      strata::kernels::sparse_narrow_reference(matrix, Level{0}, width, job);
+      job.output = found.data();
+      strata::kernels::sparse_narrow<Arch>(matrix, Level{0}, width, job);
+      for (index_t i = 0; i < width; ++i)
+        CHECK(std::abs(found.data()[i] - expected.data()[i]) <= 1e-6F * std::abs(expected.data()[i]));
+    }
+  }
+}
+
 TEST_CASE("an input that a row does not use does not reach it") {
   const auto map = StratumMap::from_strata(2, 3, 1, {0, StratumMap::absent, 0, StratumMap::absent, 0, 0}).value();
   const auto matrix = strata::LeveledCsr<float, std::uint16_t>::from_dense(std::vector<float>(6, 1.0F), map, 3);

@@ -1,9 +1,11 @@
 // Lanes of vectors in another order: every other pixel for strided convolutions and pooling, halves and rotations for
-// graph attention. xsimd has no permutation of two vectors for every architecture.
+// graph attention, one of four values in all lanes. xsimd has no permutation of two vectors for every architecture.
 #pragma once
 
 #include <array>
 #include <cstddef>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include <xsimd/xsimd.hpp>
@@ -98,5 +100,69 @@ template <class Batch>
 [[nodiscard]] Batch high_twice(const Batch& x) noexcept {
   return detail::map_lanes(x, x, detail::HalfTwice<Batch::size, true>());
 }
+
+namespace detail {
+
+template <std::size_t of_four>
+struct OfEveryFour {
+  static constexpr std::size_t of(std::size_t lane) { return lane / 4 * 4 + of_four; }
+};
+
+/// Whether one load and four shuffles within halves of a vector beat four loads that each fill a vector. With vectors
+/// of eight they do (measured on Zen 4: loads are what kernels with few sums a row are short of), with sixteen they do
+/// not.
+#if defined(__AVX__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12))
+template <class Batch>
+inline constexpr bool four_by_shuffles = std::is_same_v<typename Batch::value_type, float>&& Batch::size == 8;
+#else
+template <class Batch>
+inline constexpr bool four_by_shuffles = false;
+#endif
+
+}  // namespace detail
+
+/// Four consecutive values, `broadcast<i>()` the i-th in all lanes.
+template <class Batch>
+class FourValues {
+ public:
+  using Scalar = typename Batch::value_type;
+
+  [[gnu::always_inline]] explicit FourValues(const Scalar* values) noexcept {
+    if constexpr (in_lanes) {
+      repeated_ = repeat(values, std::make_index_sequence<Batch::size>());
+    } else {
+      values_ = values;
+    }
+  }
+
+  template <std::size_t i>
+  [[nodiscard]] [[gnu::always_inline]] Batch broadcast() const noexcept {
+    if constexpr (in_lanes) {
+      return detail::map_lanes(repeated_, repeated_, detail::OfEveryFour<i>());
+    } else {
+      return Batch(values_[i]);
+    }
+  }
+
+ private:
+  static constexpr bool in_lanes = detail::four_by_shuffles<Batch>;
+  struct Nothing {};
+
+  template <std::size_t... lane>
+  [[nodiscard]] [[gnu::always_inline]] static Batch repeat(const Scalar* values,
+                                                           std::index_sequence<lane...>) noexcept {
+    using Four [[gnu::vector_size(4 * sizeof(Scalar))]] = Scalar;
+    Four four;
+    std::memcpy(&four, values, sizeof(four));
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+    return Batch(__builtin_shufflevector(four, four, static_cast<int>(lane % 4)...));
+#else
+    return Batch(four[lane % 4]...);
+#endif
+  }
+
+  std::conditional_t<in_lanes, Batch, Nothing> repeated_{};
+  std::conditional_t<in_lanes, Nothing, const Scalar*> values_{};
+};
 
 }  // namespace strata::kernels

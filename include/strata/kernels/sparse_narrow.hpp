@@ -4,18 +4,26 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
 #include <utility>
 
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/types.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/lanes.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 #include <strata/kernels/sparse_vector.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata::kernels {
+
+/// Columns of a block up to which `sparse_narrow` is fast; wider ones take the scalar path.
+inline constexpr index_t max_narrow_columns = index_t{1} << 14;
 
 /// Samples up to which `sparse_narrow` is the kernel: two vectors of them.
 template <class Scalar, class Arch>
@@ -79,12 +87,54 @@ struct NarrowJob {
 
 namespace detail {
 
+/// Where the columns of four consecutive indices lie, `bytes` each, behind the first one. Indices of 16 bits come with
+/// one load. Narrow columns multiply them together, up to the factor of 8 that address arithmetic has to itself; wide
+/// ones one by one with a shift and a mask, which is faster there (measured).
+template <class Index, std::size_t bytes>
+class FourOffsets {
+  static constexpr int scale = std::countr_zero(bytes);
+  static constexpr bool in_a_word =
+      sizeof(Index) == 2 && std::endian::native == std::endian::little && std::has_single_bit(bytes) && scale <= 16;
+  static constexpr bool together = in_a_word && scale >= 3 && bytes <= 32;
+
+ public:
+  /// Columns of a block up to which no index overflows into its neighbour.
+  static constexpr index_t max_columns =
+      together ? index_t{1} << (16 - (scale - 3)) : std::numeric_limits<index_t>::max();
+
+  [[gnu::always_inline]] explicit FourOffsets(const Index* indices) noexcept {
+    if constexpr (in_a_word) {
+      std::memcpy(&word_, indices, sizeof(word_));
+      if constexpr (together) word_ <<= scale - 3;
+    } else {
+      indices_ = indices;
+    }
+  }
+  template <int j>
+  [[nodiscard]] [[gnu::always_inline]] std::size_t at() const noexcept {
+    constexpr std::uint64_t mask = std::uint64_t{0xFFFF} << scale;
+    if constexpr (together) {
+      const auto pair = static_cast<std::uint32_t>(word_ >> (j / 2 * 32));
+      return std::size_t{8} * (j % 2 == 0 ? pair & 0xFFFFU : pair >> 16);
+    } else if constexpr (in_a_word && 16 * j >= scale) {
+      return static_cast<std::size_t>(word_ >> (16 * j - scale) & mask);
+    } else if constexpr (in_a_word) {
+      return static_cast<std::size_t>(word_ << (scale - 16 * j) & mask);
+    } else {
+      return static_cast<std::size_t>(indices_[j]) * bytes;
+    }
+  }
+
+ private:
+  std::uint64_t word_ = 0;
+  const Index* indices_ = nullptr;
+};
+
 /// sums += value * column, unrolled whatever the compiler thinks of loops.
 template <class Batch, class Scalar, std::size_t... v>
-[[gnu::always_inline]] inline void add_narrow(std::array<Batch, sizeof...(v)>& sums, Scalar value, const Scalar* column,
-                                              std::index_sequence<v...>) noexcept {
-  const Batch broadcast(value);
-  ((sums[v] = xsimd::fma(broadcast, Batch::load_aligned(column + v * Batch::size), sums[v])), ...);
+[[gnu::always_inline]] inline void add_narrow(std::array<Batch, sizeof...(v)>& sums, const Batch& value,
+                                              const Scalar* column, std::index_sequence<v...>) noexcept {
+  ((sums[v] = xsimd::fma(value, Batch::load_aligned(column + v * Batch::size), sums[v])), ...);
 }
 
 /// `one`: the level is known to have one stratum, whose cursor then stays in registers.
@@ -95,6 +145,7 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const N
   using Sums = std::array<Batch, sizeof...(v)>;
   constexpr std::size_t width = sizeof...(v) * Batch::size;
   constexpr std::size_t bytes = width * sizeof(Scalar);
+  static_assert(FourOffsets<Index, bytes>::max_columns >= max_narrow_columns);
   const Epilogue<Scalar> epilogue = job.epilogue;
   const index_t row_group = matrix.row_group();
   const index_t blocks = matrix.blocks();
@@ -128,15 +179,16 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const N
         const Scalar* const end = values + length;
         // What is left over by fours comes first: the loop's end is then all that is hard to predict.
         const index_t rest = length % 4;
-        if (rest > 2) add_narrow(third, values[2], panel + static_cast<std::size_t>(indices[2]) * width, each);
-        if (rest > 1) add_narrow(second, values[1], panel + static_cast<std::size_t>(indices[1]) * width, each);
-        if (rest > 0) add_narrow(first, values[0], panel + static_cast<std::size_t>(indices[0]) * width, each);
+        if (rest > 2) add_narrow(third, Batch(values[2]), panel + static_cast<std::size_t>(indices[2]) * width, each);
+        if (rest > 1) add_narrow(second, Batch(values[1]), panel + static_cast<std::size_t>(indices[1]) * width, each);
+        if (rest > 0) add_narrow(first, Batch(values[0]), panel + static_cast<std::size_t>(indices[0]) * width, each);
         for (values += rest, indices += rest; values != end; values += 4, indices += 4) {
-          const FourColumns<Index> columns(indices);
-          add_narrow(first, values[0], column_at(columns.template offset<0, bytes>()), each);
-          add_narrow(second, values[1], column_at(columns.template offset<1, bytes>()), each);
-          add_narrow(third, values[2], column_at(columns.template offset<2, bytes>()), each);
-          add_narrow(fourth, values[3], column_at(columns.template offset<3, bytes>()), each);
+          const FourOffsets<Index, bytes> columns(indices);
+          const FourValues<Batch> value(values);
+          add_narrow(first, value.template broadcast<0>(), column_at(columns.template at<0>()), each);
+          add_narrow(second, value.template broadcast<1>(), column_at(columns.template at<1>()), each);
+          add_narrow(third, value.template broadcast<2>(), column_at(columns.template at<2>()), each);
+          add_narrow(fourth, value.template broadcast<3>(), column_at(columns.template at<3>()), each);
         }
         cursor->values = values;
         cursor->indices = indices;
@@ -168,26 +220,6 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const N
 
 }  // namespace detail
 
-/// output[row] = epilogue(matrix[row] x panel) for the rows of the job at `level`, `width` numbers each. The order of
-/// the sums is fixed, so results do not depend on how rows are split. Preconditions: `width` is what
-/// `narrow_width` gives, level.index < min(matrix.levels(), max_strata).
-template <class Arch, class Scalar, class Index>
-void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t width,
-                   const NarrowJob<Scalar>& job) noexcept {
-  if (job.first_row >= job.last_row) return;
-  using Four = typename detail::Narrowed<Scalar, Arch, 4>::type;
-  using Eight = typename detail::Narrowed<Scalar, Arch, 8>::type;
-  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  constexpr auto four = static_cast<index_t>(xsimd::batch<Scalar, Four>::size);
-  constexpr auto eight = static_cast<index_t>(xsimd::batch<Scalar, Eight>::size);
-  if constexpr (four < lanes)
-    if (width == four) return detail::sparse_narrow<Four, 1>(matrix, level, job);
-  if constexpr (four < eight && eight < lanes)
-    if (width == eight) return detail::sparse_narrow<Eight, 1>(matrix, level, job);
-  if (width == lanes) return detail::sparse_narrow<Arch, 1>(matrix, level, job);
-  detail::sparse_narrow<Arch, 2>(matrix, level, job);
-}
-
 /// The scalar twin of `sparse_narrow`, for any width: one sum a number in the order of the stored non-zeros.
 template <class Scalar, class Index>
 void sparse_narrow_reference(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t width,
@@ -214,6 +246,27 @@ void sparse_narrow_reference(const LeveledCsr<Scalar, Index>& matrix, Level leve
       const index_t at = row * job.output_pitch + x;
       job.output[at] = finish(job.output[at], job.epilogue, row, at);
     }
+}
+
+/// output[row] = epilogue(matrix[row] x panel) for the rows of the job at `level`, `width` numbers each. The order of
+/// the sums is fixed, so results do not depend on how rows are split. Preconditions: `width` is what
+/// `narrow_width` gives, level.index < min(matrix.levels(), max_strata).
+template <class Arch, class Scalar, class Index>
+void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t width,
+                   const NarrowJob<Scalar>& job) noexcept {
+  if (job.first_row >= job.last_row) return;
+  if (matrix.block_columns() > max_narrow_columns) return sparse_narrow_reference(matrix, level, width, job);
+  using Four = typename detail::Narrowed<Scalar, Arch, 4>::type;
+  using Eight = typename detail::Narrowed<Scalar, Arch, 8>::type;
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  constexpr auto four = static_cast<index_t>(xsimd::batch<Scalar, Four>::size);
+  constexpr auto eight = static_cast<index_t>(xsimd::batch<Scalar, Eight>::size);
+  if constexpr (four < lanes)
+    if (width == four) return detail::sparse_narrow<Four, 1>(matrix, level, job);
+  if constexpr (four < eight && eight < lanes)
+    if (width == eight) return detail::sparse_narrow<Eight, 1>(matrix, level, job);
+  if (width == lanes) return detail::sparse_narrow<Arch, 1>(matrix, level, job);
+  detail::sparse_narrow<Arch, 2>(matrix, level, job);
 }
 
 }  // namespace strata::kernels

@@ -53,21 +53,6 @@ class FourColumns {
       return static_cast<std::size_t>(indices_[j]);
     }
   }
-  /// `at<j>() * bytes` with one shift and one mask, since address arithmetic scales by 8 at most.
-  template <int j, std::size_t bytes>
-  [[nodiscard]] std::size_t offset() const noexcept {
-    constexpr int scale = std::countr_zero(bytes);
-    if constexpr (in_a_word && std::has_single_bit(bytes) && scale <= 16) {
-      constexpr std::uint64_t mask = std::uint64_t{0xFFFF} << scale;
-      if constexpr (16 * j >= scale) {
-        return static_cast<std::size_t>(word_ >> (16 * j - scale) & mask);
-      } else {
-        return static_cast<std::size_t>(word_ << (scale - 16 * j) & mask);
-      }
-    } else {
-      return at<j>() * bytes;
-    }
-  }
 
  private:
   static constexpr bool in_a_word = sizeof(Index) == 2 && std::endian::native == std::endian::little;

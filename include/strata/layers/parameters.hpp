@@ -13,6 +13,7 @@
 #include <strata/core/archive.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/kernels/sparse_narrow.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata {
@@ -45,9 +46,9 @@ using LinearIndex = std::uint16_t;
   return rows;
 }
 
-/// Columns of a block of a linear layer's weight matrix: whole rows while the index type reaches.
+/// Columns of a block of a linear layer's weight matrix: whole rows up to what the kernel for small batches takes.
 [[nodiscard]] constexpr index_t linear_block_columns(index_t columns) noexcept {
-  constexpr index_t widest = LeveledCsr<float, LinearIndex>::max_block_columns;
+  constexpr index_t widest = kernels::max_narrow_columns;
   return columns < 1 ? 1 : (columns < widest ? columns : widest);
 }
 
