@@ -137,8 +137,8 @@ template <class Batch, class Scalar, std::size_t... v>
   ((sums[v] = xsimd::fma(value, Batch::load_aligned(column + v * Batch::size), sums[v])), ...);
 }
 
-/// `one`: the level is known to have one stratum, whose cursor then stays in registers.
-template <class Arch, bool one, class Scalar, class Index, std::size_t... v>
+/// `sparse_narrow` with `sizeof...(v)` vectors of `Arch` a row.
+template <class Arch, class Scalar, class Index, std::size_t... v>
 void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const NarrowJob<Scalar>& job,
                    std::index_sequence<v...> each) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
@@ -151,53 +151,58 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const N
   const index_t blocks = matrix.blocks();
   for (index_t block = 0; block < blocks; ++block) {
     auto cursors = cursors_at(matrix, level, block, job.first_row);
-    auto* const last_cursor = cursors.data() + (one ? 0 : level.index);
     const Scalar* const panel = job.panel + block * matrix.block_columns() * static_cast<index_t>(width);
     const auto column_at = [panel](std::size_t offset) {
       return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(panel) + offset);
     };
     const std::uint8_t* const order = matrix.order().data() + block * matrix.rows();
-    index_t group = job.first_row;  // where the group of `position` starts
-    for (index_t position = job.first_row; position < job.last_row; ++position) {
-      if (position - group == row_group) group = position;
-      const index_t row = group + static_cast<index_t>(order[position]);
-      Scalar* const output = job.output + row * job.output_pitch;
-      // Four sums of their own for every vector, added at the end: a multiply-add takes four cycles.
-      Sums first, second, third, fourth;
-      if (block == 0) {
-        ((first[v] = Batch(Scalar{0})), ...);
-      } else {
-        ((first[v] = Batch::load_aligned(output + v * Batch::size)), ...);
-      }
-      ((second[v] = Batch(Scalar{0})), ...);
-      ((third[v] = Batch(Scalar{0})), ...);
-      ((fourth[v] = Batch(Scalar{0})), ...);
-      for (auto* cursor = cursors.data(); cursor <= last_cursor; ++cursor) {
-        const Scalar* values = cursor->values;
-        const Index* indices = cursor->indices;
-        const auto length = static_cast<index_t>(*cursor->lengths++);
-        const Scalar* const end = values + length;
-        // What is left over by fours comes first: the loop's end is then all that is hard to predict.
-        const index_t rest = length % 4;
-        if (rest > 2) add_narrow(third, Batch(values[2]), panel + static_cast<std::size_t>(indices[2]) * width, each);
-        if (rest > 1) add_narrow(second, Batch(values[1]), panel + static_cast<std::size_t>(indices[1]) * width, each);
-        if (rest > 0) add_narrow(first, Batch(values[0]), panel + static_cast<std::size_t>(indices[0]) * width, each);
-        for (values += rest, indices += rest; values != end; values += 4, indices += 4) {
-          const FourOffsets<Index, bytes> columns(indices);
-          const FourValues<Batch> value(values);
-          add_narrow(first, value.template broadcast<0>(), column_at(columns.template at<0>()), each);
-          add_narrow(second, value.template broadcast<1>(), column_at(columns.template at<1>()), each);
-          add_narrow(third, value.template broadcast<2>(), column_at(columns.template at<2>()), each);
-          add_narrow(fourth, value.template broadcast<3>(), column_at(columns.template at<3>()), each);
+    for (index_t group = job.first_row; group < job.last_row; group += row_group) {
+      const index_t end_of_group = group + row_group < job.last_row ? group + row_group : job.last_row;
+      // Stratum by stratum: two streams of memory at a time, and the sums wait in L1.
+      for (int stratum = 0; stratum <= level.index; ++stratum) {
+        auto& cursor = cursors[static_cast<std::size_t>(stratum)];
+        const Scalar* values = cursor.values;
+        const Index* indices = cursor.indices;
+        const auto* lengths = cursor.lengths;
+        for (index_t position = group; position < end_of_group; ++position) {
+          const index_t row = group + static_cast<index_t>(order[position]);
+          Scalar* const output = job.output + row * job.output_pitch;
+          // Four sums of their own for every vector, added at the end: a multiply-add takes four cycles.
+          Sums first, second, third, fourth;
+          if (block == 0 && stratum == 0) {
+            ((first[v] = Batch(Scalar{0})), ...);
+          } else {
+            ((first[v] = Batch::load_aligned(output + v * Batch::size)), ...);
+          }
+          ((second[v] = Batch(Scalar{0})), ...);
+          ((third[v] = Batch(Scalar{0})), ...);
+          ((fourth[v] = Batch(Scalar{0})), ...);
+          const auto length = static_cast<index_t>(*lengths++);
+          const Scalar* const end = values + length;
+          // What is left over by fours comes first: the loop's end is then all that is hard to predict.
+          const index_t rest = length % 4;
+          if (rest > 2) add_narrow(third, Batch(values[2]), panel + static_cast<std::size_t>(indices[2]) * width, each);
+          if (rest > 1)
+            add_narrow(second, Batch(values[1]), panel + static_cast<std::size_t>(indices[1]) * width, each);
+          if (rest > 0) add_narrow(first, Batch(values[0]), panel + static_cast<std::size_t>(indices[0]) * width, each);
+          for (values += rest, indices += rest; values != end; values += 4, indices += 4) {
+            const FourOffsets<Index, bytes> columns(indices);
+            const FourValues<Batch> value(values);
+            add_narrow(first, value.template broadcast<0>(), column_at(columns.template at<0>()), each);
+            add_narrow(second, value.template broadcast<1>(), column_at(columns.template at<1>()), each);
+            add_narrow(third, value.template broadcast<2>(), column_at(columns.template at<2>()), each);
+            add_narrow(fourth, value.template broadcast<3>(), column_at(columns.template at<3>()), each);
+          }
+          ((first[v] = (first[v] + second[v]) + (third[v] + fourth[v])), ...);
+          if (block + 1 == blocks && stratum == level.index) {
+            finish_and_store(first, epilogue, row, job.output, row * job.output_pitch);
+          } else {
+            (first[v].store_aligned(output + v * Batch::size), ...);
+          }
         }
-        cursor->values = values;
-        cursor->indices = indices;
-      }
-      ((first[v] = (first[v] + second[v]) + (third[v] + fourth[v])), ...);
-      if (block + 1 == blocks) {
-        finish_and_store(first, epilogue, row, job.output, row * job.output_pitch);
-      } else {
-        (first[v].store_aligned(output + v * Batch::size), ...);
+        cursor.values = values;
+        cursor.indices = indices;
+        cursor.lengths = lengths;
       }
     }
   }
@@ -205,16 +210,6 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const N
     Sums zero;
     ((zero[v] = Batch(Scalar{0})), ...);
     finish_and_store(zero, epilogue, row, job.output, row * job.output_pitch);
-  }
-}
-
-template <class Arch, std::size_t vectors, class Scalar, class Index>
-void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const NarrowJob<Scalar>& job) noexcept {
-  constexpr std::make_index_sequence<vectors> each{};
-  if (level.index == 0) {
-    sparse_narrow<Arch, true>(matrix, level, job, each);
-  } else {
-    sparse_narrow<Arch, false>(matrix, level, job, each);
   }
 }
 
@@ -262,11 +257,11 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t
   constexpr auto four = static_cast<index_t>(xsimd::batch<Scalar, Four>::size);
   constexpr auto eight = static_cast<index_t>(xsimd::batch<Scalar, Eight>::size);
   if constexpr (four < lanes)
-    if (width == four) return detail::sparse_narrow<Four, 1>(matrix, level, job);
+    if (width == four) return detail::sparse_narrow<Four>(matrix, level, job, std::make_index_sequence<1>());
   if constexpr (four < eight && eight < lanes)
-    if (width == eight) return detail::sparse_narrow<Eight, 1>(matrix, level, job);
-  if (width == lanes) return detail::sparse_narrow<Arch, 1>(matrix, level, job);
-  detail::sparse_narrow<Arch, 2>(matrix, level, job);
+    if (width == eight) return detail::sparse_narrow<Eight>(matrix, level, job, std::make_index_sequence<1>());
+  if (width == lanes) return detail::sparse_narrow<Arch>(matrix, level, job, std::make_index_sequence<1>());
+  detail::sparse_narrow<Arch>(matrix, level, job, std::make_index_sequence<2>());
 }
 
 }  // namespace strata::kernels

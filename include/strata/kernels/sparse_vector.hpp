@@ -70,10 +70,6 @@ template <class Batch, class Scalar, class Index>
   return xsimd::fma(Batch::load_unaligned(values), gathered, sums);
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// The epilogue of `Batch::size` rows from `row` on, whose sums, residuals and results are at the given addresses.
 template <class Batch, class Scalar>
 [[gnu::always_inline]] inline void finish_vector(const Scalar* sums, const Scalar* scale, const Scalar* bias,
@@ -111,55 +107,64 @@ void finish_rows(Scalar* output, index_t first_row, index_t last_row, const Epil
   for (index_t i = 0; i < rest; ++i) output[row + i] = copies[0][static_cast<std::size_t>(i)];
 }
 
-/// As `kernels::sparse_vector`. `one`: the level has one stratum, whose cursor then stays in registers.
-template <class Arch, bool one, class Scalar, class Index>
-void sparse_vector(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t first_row, index_t last_row,
-                   const Scalar* input, Scalar* output, const Epilogue<Scalar>& epilogue) noexcept {
+/// The sum of `length` products; moves `values` and `indices` behind them.
+template <class Four, class Scalar, class Index>
+[[nodiscard]] [[gnu::always_inline]] inline Scalar sum_of_row(const Scalar*& values, const Index*& indices,
+                                                              index_t length, const Scalar* x) noexcept {
+  const Scalar* const end = values + length;
+  Scalar sum{0};
+  if constexpr (Four::size == 4) {
+    Four first(Scalar{0});
+    Four second(Scalar{0});
+    Four third(Scalar{0});
+    Four fourth(Scalar{0});
+    for (; end - values >= 16; values += 16, indices += 16) {
+      first = add_four(first, values, indices, x);
+      second = add_four(second, values + 4, indices + 4, x);
+      third = add_four(third, values + 8, indices + 8, x);
+      fourth = add_four(fourth, values + 12, indices + 12, x);
+    }
+    for (; end - values >= 4; values += 4, indices += 4) first = add_four(first, values, indices, x);
+    sum = xsimd::hadd((first + second) + (third + fourth));
+  } else {
+    Scalar sums[4] = {};
+    for (; end - values >= 4; values += 4, indices += 4)
+      for (int i = 0; i < 4; ++i) sums[i] += values[i] * x[indices[i]];
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  for (; values != end; ++values, ++indices) sum += *values * x[*indices];
+  return sum;
+}
+
+/// As `kernels::sparse_vector`, without the epilogue.
+template <class Arch, class Scalar, class Index>
+void add_up_rows(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t first_row, index_t last_row,
+                 const Scalar* input, Scalar* output) noexcept {
   using Four = xsimd::batch<Scalar, typename Narrowed<Scalar, Arch, 4>::type>;
-  constexpr bool has_four = Four::size == 4;
   const index_t row_group = matrix.row_group();
   for (index_t block = 0; block < matrix.blocks(); ++block) {
     auto cursors = cursors_at(matrix, level, block, first_row);
-    auto* const last_cursor = cursors.data() + (one ? 0 : level.index);
     const Scalar* const x = input + block * matrix.block_columns();
     const std::uint8_t* const order = matrix.order().data() + block * matrix.rows();
-    index_t group = first_row;  // where the group of `position` starts
-    for (index_t position = first_row; position < last_row; ++position) {
-      if (position - group == row_group) group = position;
-      const index_t row = group + static_cast<index_t>(order[position]);
-      Scalar sum{0};
-      [[maybe_unused]] Four even(Scalar{0});
-      [[maybe_unused]] Four odd(Scalar{0});
-      for (auto* cursor = cursors.data(); cursor <= last_cursor; ++cursor) {
-        const Scalar* values = cursor->values;
-        const Index* indices = cursor->indices;
-        const Scalar* const end = values + static_cast<index_t>(*cursor->lengths++);
-        if constexpr (has_four) {
-          for (; end - values >= 8; values += 8, indices += 8) {
-            even = add_four(even, values, indices, x);
-            odd = add_four(odd, values + 4, indices + 4, x);
-          }
-          if (end - values >= 4) {
-            even = add_four(even, values, indices, x);
-            values += 4;
-            indices += 4;
-          }
-        } else {
-          Scalar sums[4] = {};
-          for (; end - values >= 4; values += 4, indices += 4)
-            for (int i = 0; i < 4; ++i) sums[i] += values[i] * x[indices[i]];
-          sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (index_t group = first_row; group < last_row; group += row_group) {
+      const index_t end_of_group = group + row_group < last_row ? group + row_group : last_row;
+      // Stratum by stratum: two streams of memory at a time, and the sums wait in L1.
+      for (int stratum = 0; stratum <= level.index; ++stratum) {
+        auto& cursor = cursors[static_cast<std::size_t>(stratum)];
+        const Scalar* values = cursor.values;
+        const Index* indices = cursor.indices;
+        const auto* lengths = cursor.lengths;
+        for (index_t position = group; position < end_of_group; ++position) {
+          const index_t row = group + static_cast<index_t>(order[position]);
+          const Scalar sum = sum_of_row<Four>(values, indices, static_cast<index_t>(*lengths++), x);
+          output[row] = block == 0 && stratum == 0 ? sum : output[row] + sum;
         }
-        for (; values != end; ++values, ++indices) sum += *values * x[*indices];
-        cursor->values = values;
-        cursor->indices = indices;
+        cursor.values = values;
+        cursor.indices = indices;
+        cursor.lengths = lengths;
       }
-      if constexpr (has_four) sum += xsimd::hadd(even + odd);
-      output[row] = block == 0 ? sum : output[row] + sum;
     }
   }
-  for (index_t row = first_row; matrix.blocks() == 0 && row < last_row; ++row) output[row] = Scalar{0};
-  finish_rows<Arch>(output, first_row, last_row, epilogue);
 }
 
 }  // namespace detail
@@ -172,11 +177,9 @@ template <class Arch, class Scalar, class Index>
 void sparse_vector(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t first_row, index_t last_row,
                    const Scalar* input, Scalar* output, const Epilogue<Scalar>& epilogue) noexcept {
   if (first_row >= last_row) return;
-  if (level.index == 0) {
-    detail::sparse_vector<Arch, true>(matrix, level, first_row, last_row, input, output, epilogue);
-  } else {
-    detail::sparse_vector<Arch, false>(matrix, level, first_row, last_row, input, output, epilogue);
-  }
+  detail::add_up_rows<Arch>(matrix, level, first_row, last_row, input, output);
+  for (index_t row = first_row; matrix.blocks() == 0 && row < last_row; ++row) output[row] = Scalar{0};
+  detail::finish_rows<Arch>(output, first_row, last_row, epilogue);
 }
 
 /// The plain twin of `sparse_vector`: one sum a row in the order of the stored non-zeros.
