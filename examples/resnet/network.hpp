@@ -20,7 +20,8 @@ using strata::index_t;
 /// What stands before the first block.
 enum class Stem : int {
   photograph = 0,  ///< 7x7 convolution of stride 2, 3x3 maximum of stride 2
-  small = 1        ///< 3x3 convolution of stride 1, for pictures of about 32x32
+  small = 1,       ///< 3x3 convolution of stride 1, for pictures of about 32x32
+  halving = 2      ///< 3x3 convolution of stride 2, for the same pictures at a quarter of the work
 };
 
 /// The numbers that tell one network of the family from another.
@@ -63,7 +64,7 @@ struct Config {
       ended = ended || blocks[stage] == 0;
     }
     if (auto status = within("width", width, 1, 4096); !status) return status;
-    if (auto status = within("stem", static_cast<index_t>(stem), 0, 1); !status) return status;
+    if (auto status = within("stem", static_cast<index_t>(stem), 0, 2); !status) return status;
     if (auto status = within("classes", classes, 1, 1'000'000); !status) return status;
     if (auto status = within("picture_channels", picture_channels, 1, 4096); !status) return status;
     if (auto status = within("picture_height", picture_height, 1, 16384); !status) return status;
@@ -72,7 +73,7 @@ struct Config {
 };
 
 /// The networks that programs know by name, as torchvision and the paper call them; "-small": behind the stem for small
-/// pictures. Errors: another name.
+/// pictures, "-halving": behind the one that halves them. Errors: another name.
 [[nodiscard]] inline strata::Result<Config> config_named(const std::string& name, index_t classes,
                                                          strata::Shape picture) {
   struct Known {
@@ -86,7 +87,8 @@ struct Config {
       Known{"resnet152", {3, 8, 36, 3}, true},      Known{"resnet20", {3, 3, 3, 0}, false},
       Known{"resnet32", {5, 5, 5, 0}, false},       Known{"resnet44", {7, 7, 7, 0}, false},
       Known{"resnet56", {9, 9, 9, 0}, false},       Known{"resnet110", {18, 18, 18, 0}, false},
-      Known{"resnet18-small", {2, 2, 2, 2}, false}, Known{"resnet50-small", {3, 4, 6, 3}, true}};
+      Known{"resnet18-small", {2, 2, 2, 2}, false}, Known{"resnet50-small", {3, 4, 6, 3}, true},
+      Known{"resnet50-halving", {3, 4, 6, 3}, true}};
   std::string names;
   for (const Known& network : known) {
     names += (names.empty() ? "" : ", ") + std::string(network.name);
@@ -95,7 +97,9 @@ struct Config {
     return Config{.blocks = network.blocks,
                   .width = three ? 16 : 64,
                   .bottleneck = network.bottleneck,
-                  .stem = three || name.ends_with("-small") ? Stem::small : Stem::photograph,
+                  .stem = three || name.ends_with("-small") ? Stem::small
+                          : name.ends_with("-halving")      ? Stem::halving
+                                                            : Stem::photograph,
                   .classes = classes,
                   .picture_channels = picture.channels,
                   .picture_height = picture.height,
@@ -228,8 +232,9 @@ struct ResNet {
     return config;
   }
   [[nodiscard]] static strata::Conv2dOptions stem(const Config& config) {
-    return config.stem == Stem::photograph ? Block<Family>::convolution(config.picture_channels, config.width, 7, 2)
-                                           : Block<Family>::convolution(config.picture_channels, config.width, 3, 1);
+    const bool photograph = config.stem == Stem::photograph;
+    return Block<Family>::convolution(config.picture_channels, config.width, photograph ? 7 : 3,
+                                      config.stem == Stem::small ? 1 : 2);
   }
   /// Channels that reach the classifier.
   [[nodiscard]] static index_t features(const Config& config) {

@@ -142,11 +142,24 @@ TEST_CASE("ResNet-50 of version 1.5 has its stride in the 3x3") {
   CHECK(multiply_adds == 4089184256);  // 4.09 G, as torchvision states
 }
 
+TEST_CASE("the halving stem makes a quarter of the work of the small one") {
+  const auto multiply_adds = [](const std::string& name) {
+    TrainingNet network(resnet::config_named(name, 10, {3, 32, 32}).value());
+    resnet::count_uses(network);
+    std::int64_t sum = 0;
+    for (const auto* parameter : train::parameters<float>(network))
+      if (parameter->shape.size() > 1 && parameter->name != "fc.weight") sum += parameter->uses * parameter->value.size();
+    return sum;
+  };
+  CHECK(multiply_adds("resnet50-small") == 4 * multiply_adds("resnet50-halving"));
+}
+
 TEST_CASE("inference and training compute the same") {
   CHECK(difference(resnet::resnet50(64, 20), paper, 2) < 2e-5);
   CHECK(difference(resnet::resnet20(), paper, 3) < 2e-5);
   CHECK(difference(resnet::resnet20(7, {1, 28, 28}), {{0.2, 0.2}, {0.4, 0.4}, {1, 1}}, 1) < 2e-5);
   CHECK(difference(resnet::config_named("resnet18-small", 10, {3, 32, 32}).value(), paper, 1) < 2e-5);
+  CHECK(difference(resnet::config_named("resnet50-halving", 10, {3, 32, 32}).value(), paper, 1) < 2e-5);
 }
 
 TEST_CASE("random masks are nested and hold both budgets") {
