@@ -97,7 +97,8 @@ void run(Network network, const Options& options) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Times training steps."};
-  app.add_option("--network", options.network, "quickstart, or a network of examples/resnet: resnet20, resnet50-small, ...")
+  app.add_option("--network", options.network,
+                 "quickstart, or a network of examples/resnet: resnet20, resnet50-small, ...")
       ->capture_default_str();
   app.add_option("--weights", options.weights, "share of the weights that the level has; 1: dense")
       ->check(CLI::Range(0.001, 1.0))

@@ -20,6 +20,7 @@
 #include <strata/train/fit.hpp>
 #include <strata/train/translation.hpp>
 
+#include "../support/command.hpp"
 #include "../support/levels.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
@@ -38,9 +39,6 @@ using strata::Level;
 namespace train = strata::train;
 using TrainingNet = gnmt::Gnmt<train::Training<float>>;
 using Clock = std::chrono::steady_clock;
-
-/// Exit code of a run that stopped in time and wants to be resumed.
-constexpr int unfinished = 3;
 
 struct DataOptions {
   std::string directory;
@@ -78,6 +76,7 @@ struct TrainOptions {
   std::string out = "gnmt-out";
   std::string report;
   bool resume = false;
+  std::string dense_from;
   double stop_after = 0;
 };
 
@@ -285,14 +284,11 @@ int run_train(TrainOptions options, const std::string& command) {
       trainer, options.batch,
       {.checkpoint = options.out + "/checkpoint.safetensors",
        .resume = options.resume,
+       .dense_from = options.dense_from,
        .checkpoint_seconds = 120,
        .stop_after = options.stop_after,
        .steps_per_epoch = std::max<std::int64_t>(1, strata::ceil_div(task.size(), options.batch))});
-  if (!trained.finished) {
-    std::fprintf(stderr, "stopped after step %lld of %lld: --resume\n", static_cast<long long>(trainer.steps_done()),
-                 static_cast<long long>(trainer.steps()));
-    return unfinished;
-  }
+  if (!trained.finished) return examples::unfinished;
 
   const auto counts = train::count_layers<float>(network, trainer.levels());
   if (!recipe.levels.empty()) (void)strata::check_within(counts, recipe.levels).value();
@@ -462,6 +458,8 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
   app.add_option("--report", options.report, "file for the rows of the table as JSON");
   app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
+  app.add_option("--dense-from", options.dense_from,
+                 "checkpoint of another arm of the same seed: its dense model is taken instead of training it again");
   app.add_option("--stop-after", options.stop_after, "seconds after which to save and stop; 0: never")
       ->check(CLI::NonNegativeNumber);
 }
@@ -491,8 +489,7 @@ int main(int argc, char** argv) {
   evaluate_app->add_option("--report", report, "file for the rows of the table as JSON");
   CLI11_PARSE(app, argc, argv);
   training.words.byte_pairs = !whole_words;
-  std::string command = "gnmt";
-  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+  const std::string command = examples::command_of("gnmt", argc, argv);
   try {
     if (*train_app) return run_train(training, command);
     if (*translate_app) return run_translate(model, search, file);

@@ -16,6 +16,7 @@
 #include <strata/strata.hpp>
 #include <strata/train/fit.hpp>
 
+#include "../support/command.hpp"
 #include "../support/idx.hpp"
 #include "../support/levels.hpp"
 #include "../support/table.hpp"
@@ -49,6 +50,7 @@ struct Options {
   std::string out = "pointnet2-out";
   std::string report;
   bool resume = false;
+  std::string dense_from;
   double stop_after = 0;
   index_t points = 0;
   index_t width = 64;
@@ -58,9 +60,6 @@ struct Options {
   index_t samples2 = 0;
   bool multi_scale = false;
 };
-
-/// Exit code of a run that stopped in time and wants to be resumed.
-constexpr int unfinished = 3;
 
 /// What one run learns from and is judged by.
 struct Parts {
@@ -195,14 +194,11 @@ int run(const Options& options, const std::string& command) {
       trainer, options.batch,
       {.checkpoint = options.out + "/checkpoint.safetensors",
        .resume = options.resume,
+       .dense_from = options.dense_from,
        .checkpoint_seconds = 30,
        .stop_after = options.stop_after,
        .steps_per_epoch = std::max<std::int64_t>(1, strata::ceil_div(task.size(), options.batch))});
-  if (!trained.finished) {
-    std::fprintf(stderr, "stopped after step %lld of %lld: --resume\n", static_cast<long long>(trainer.steps_done()),
-                 static_cast<long long>(trainer.steps()));
-    return unfinished;
-  }
+  if (!trained.finished) return examples::unfinished;
 
   const auto counts = train::count_layers<float>(network, trainer.levels());
   if (!recipe.levels.empty()) (void)strata::check_within(counts, recipe.levels).value();
@@ -293,6 +289,8 @@ int main(int argc, char** argv) {
   app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
   app.add_option("--report", options.report, "file for the rows of the table as JSON");
   app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
+  app.add_option("--dense-from", options.dense_from,
+                 "checkpoint of another arm of the same seed: its dense model is taken instead of training it again");
   app.add_option("--stop-after", options.stop_after, "seconds after which to save and stop; 0: never")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--points", options.points, "points a cloud (default: 1024, and 256 for fashion)")
@@ -305,8 +303,7 @@ int main(int argc, char** argv) {
   app.add_flag("--multi-scale", options.multi_scale, "multi-scale grouping");
   CLI11_PARSE(app, argc, argv);
   if (options.points == 0) options.points = options.set == "shapes13" ? 1024 : 256;
-  std::string command = "pointnet2";
-  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+  const std::string command = examples::command_of("pointnet2", argc, argv);
   try {
     return run(options, command);
   } catch (const std::exception& error) {

@@ -18,6 +18,7 @@
 
 #include "../support/accuracy.hpp"
 #include "../support/cifar.hpp"
+#include "../support/command.hpp"
 #include "../support/idx.hpp"
 #include "../support/levels.hpp"
 #include "../support/picture.hpp"
@@ -222,7 +223,7 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   return rows;
 }
 
-void run(const Options& options) {
+int run(const Options& options) {
   const auto budgets = examples::parse_levels(options.levels);
   if (options.level >= static_cast<int>(budgets.size()))
     strata::raise(
@@ -236,13 +237,13 @@ void run(const Options& options) {
       if (options.level >= 0 && level != options.level) continue;
       const auto found = run_recipe(options, data, {budgets[static_cast<std::size_t>(level)]},
                                     "single-" + std::to_string(level), level);
-      if (found.empty()) return;
+      if (found.empty()) return examples::unfinished;
       rows.insert(rows.end(), found.begin() + 1, found.end());  // without the dense model on the way there
     }
   } else {
     rows = run_recipe(options, data, options.arm == "dense" ? std::vector<strata::LevelBudget>() : budgets, options.arm,
                       0);
-    if (rows.empty()) return;
+    if (rows.empty()) return examples::unfinished;
   }
 
   examples::Table table({"model", "accuracy", "weights", "FLOPs", "epochs", "seconds"});
@@ -276,30 +277,14 @@ void run(const Options& options) {
     const std::string text = report.dump(2) + "\n";
     (void)strata::io::write_atomically(options.report, {std::as_bytes(std::span(text))}).value();
   }
-}
-
-/// The command line without what does not change the result: where files are, threads, what this sitting does.
-std::string command_of(int argc, char** argv) {
-  std::string command = "resnet_train";
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    const std::string option = argument.substr(0, argument.find('='));
-    if (option == "--resume") continue;
-    if (option == "--stop-after" || option == "--checkpoint-seconds" || option == "--out" || option == "--report" ||
-        option == "--data" || option == "--dense-from" || option == "--threads") {
-      if (option == argument) ++i;
-      continue;
-    }
-    command += " " + argument;
-  }
-  return command;
+  return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   Options options;
-  options.command = command_of(argc, argv);
+  options.command = examples::command_of("resnet_train", argc, argv);
   CLI::App app{"Trains a ResNet with nested sparse levels on CIFAR-10 or Fashion-MNIST and judges every level."};
   app.add_option("--network", options.network, "resnet20, resnet56, resnet50-small, ...")->capture_default_str();
   app.add_option("--dataset", options.dataset)
@@ -345,10 +330,9 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     examples::stop_on_signals();
-    run(options);
+    return run(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "resnet_train: %s\n", error.what());
     return 1;
   }
-  return 0;
 }

@@ -21,6 +21,9 @@
 
 namespace examples {
 
+/// Exit code of a program whose run stopped in time and wants to be resumed.
+inline constexpr int unfinished = 3;
+
 struct TrainingRunOptions {
   std::string checkpoint;           ///< file; its directory exists
   bool resume = false;              ///< go on from the checkpoint if it is there
@@ -49,8 +52,8 @@ inline void stop_on_signals() {
   std::signal(SIGTERM, stop);
 }
 
-/// Takes steps until the run is done or stopped; prints a line per epoch. Raises: a checkpoint of another run or that
-/// cannot be read or written.
+/// Takes steps until the run is done or stopped; prints a line per epoch, and one that says how far a stopped run came.
+/// Raises: a checkpoint of another run or that cannot be read or written.
 template <class Network, class Task>
 TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, strata::index_t batch,
                                const TrainingRunOptions& options) {
@@ -122,6 +125,9 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     }
   }
   result.finished = trainer.done();
+  if (!result.finished)
+    std::fprintf(stderr, "stopped after step %lld of %lld: --resume\n", static_cast<long long>(trainer.steps_done()),
+                 static_cast<long long>(trainer.steps()));
   result.seconds = before + since(start);
   return result;
 }

@@ -148,7 +148,8 @@ TEST_CASE("the halving stem makes a quarter of the work of the small one") {
     resnet::count_uses(network);
     std::int64_t sum = 0;
     for (const auto* parameter : train::parameters<float>(network))
-      if (parameter->shape.size() > 1 && parameter->name != "fc.weight") sum += parameter->uses * parameter->value.size();
+      if (parameter->shape.size() > 1 && parameter->name != "fc.weight")
+        sum += parameter->uses * parameter->value.size();
     return sum;
   };
   CHECK(multiply_adds("resnet50-small") == 4 * multiply_adds("resnet50-halving"));

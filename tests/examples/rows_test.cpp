@@ -1,5 +1,5 @@
-// Rows of experiments: files that are read back, rows that replace older ones, statistics over seeds, and the tables
-// that are made of them.
+// Rows of experiments: files that are read back, rows that replace older ones, statistics over seeds, the tables that
+// are made of them, and the commands that stand in them.
 #include "support/rows.hpp"
 
 #include <cmath>
@@ -7,8 +7,10 @@
 #include <fstream>
 #include <string>
 #include <unistd.h>
+#include <vector>
 
 #include "support/catch.hpp"
+#include "support/command.hpp"
 #include "support/rows_report.hpp"
 
 namespace {
@@ -119,4 +121,19 @@ TEST_CASE("a network's line over all networks is of the joint arm against the de
   nlohmann::json levelless = nlohmann::json::array({rows[0], rows[1], rows[2]});
   CHECK_FALSE(examples::headline_of(levelless, "file").ok());
   CHECK_FALSE(examples::headline_of(nlohmann::json::array({rows[2], rows[3]}), "file").ok());
+}
+
+TEST_CASE("a row's command leaves out what does not change the result") {
+  const auto command = [](std::vector<std::string> arguments) {
+    std::vector<char*> pointers;
+    arguments.insert(arguments.begin(), "/build/net");
+    for (auto& argument : arguments) pointers.push_back(argument.data());
+    return examples::command_of("net", static_cast<int>(pointers.size()), pointers.data());
+  };
+  CHECK(command({}) == "net");
+  CHECK(command({"train", "--seed", "2", "--data", "/home/me/data", "--threads=2", "--epochs", "3"}) ==
+        "net train --seed 2 --data DIR --epochs 3");
+  CHECK(command({"--resume", "--out", "o", "--report", "r.json", "--dense-from=x", "--stop-after", "9",
+                 "--arm=joint"}) == "net --arm=joint");
+  CHECK(command({"--data=/x", "--out"}) == "net --data DIR");
 }
