@@ -1,5 +1,7 @@
-// The family of ResNets: names and sizes against torchvision's by rule, training against inference, the converter.
+// The family of ResNets: names and sizes against torchvision's by rule, training against inference, the converter, the
+// stored model.
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -14,7 +16,9 @@
 #include "resnet/convert.hpp"
 #include "resnet/network.hpp"
 #include "resnet/random_model.hpp"
+#include "support/accuracy.hpp"
 #include "support/catch.hpp"
+#include "support/cifar.hpp"
 
 namespace {
 
@@ -266,4 +270,33 @@ TEST_CASE("configs that describe no network are refused") {
   CHECK(refused([](Config& c) { c.picture_channels = -3; }));
   CHECK(refused([](Config& c) { c.picture_height = index_t{1} << 50; }));
   CHECK(refused([](Config& c) { c.picture_width = 0; }));
+}
+
+TEST_CASE("the stored ResNet-20 holds its budgets and computes what it computed when it was stored") {
+  // The file has an input and all levels' logits, which loading compares.
+  const auto model = strata::load<resnet::ResNet>(
+      STRATA_SOURCE_DIR "/examples/resnet/models/resnet20-cifar10.safetensors", {.self_check = true});
+  REQUIRE(model.levels() == 2);
+  CHECK(model.nnz(Level{1}) <= static_cast<index_t>(0.1338 * 270896));
+  CHECK(model.nnz(Level{0}) <= static_cast<index_t>(0.0538 * 270896));
+}
+
+TEST_CASE("the stored ResNet-20 keeps its accuracy on every tenth test picture", "[data]") {
+  const char* const directory = std::getenv("STRATA_CIFAR10");
+  if (directory == nullptr) {
+    WARN("no CIFAR-10, whose licence does not let it be shipped; STRATA_CIFAR10 names its directory: left out");
+    return;
+  }
+  const auto data = std::move(examples::read_cifar(directory)).value().split.test;
+  train::Dataset part{data.shape, data.classes, {}, {}, data.mean, data.deviation};
+  for (index_t i = 0; i < data.size(); i += 10) {
+    const auto first = data.pixels.begin() + i * data.shape.size();
+    part.pixels.insert(part.pixels.end(), first, first + data.shape.size());
+    part.labels.push_back(data.labels[static_cast<std::size_t>(i)]);
+  }
+  const auto model =
+      strata::load<resnet::ResNet>(STRATA_SOURCE_DIR "/examples/resnet/models/resnet20-cifar10.safetensors");
+  // Instruction sets round differently: a picture or two may lie on the edge between classes.
+  CHECK(std::abs(examples::accuracy(model, part, Level{1}, 2) - 0.844) < 0.003);
+  CHECK(std::abs(examples::accuracy(model, part, Level{0}, 2) - 0.837) < 0.003);
 }
