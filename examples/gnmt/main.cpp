@@ -65,6 +65,7 @@ struct TrainOptions {
   index_t limit = 0;
   TrainingNet::Config network{.width = 256, .encoder_layers = 2, .decoder_layers = 2, .dropout = 0.3};
   double epochs = 18;
+  double dense_epochs = 0;  ///< 0: 60 % of all
   index_t batch = 64;
   double rate = 1e-3;
   double decay = 1e-4;
@@ -84,7 +85,9 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// All arms take `epochs` epochs in all; the sparse ones spend 60 % of them on the dense model that they start from.
+/// All arms take `epochs` epochs in all; the sparse ones spend `dense_epochs` of them on the dense model that they
+/// start from, and of the rest a quarter on pruning, an eighth on tuning (the joint arm) and what is left on fixed
+/// masks.
 train::Recipe recipe_for(const TrainOptions& options) {
   train::Recipe recipe;
   recipe.seed = options.seed;
@@ -95,23 +98,27 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.rate;
   recipe.tune_rate = options.rate / 3;
-  recipe.warm_up_epochs = options.epochs / 40;
   recipe.distillation = options.distillation;
   recipe.temperature = 1;
   recipe.random_paths = options.paths;
   recipe.recalibration_batches = 0;  // nothing is normalised by batches
+  const double dense = options.dense_epochs > 0 ? options.dense_epochs : 0.6 * options.epochs;
+  const double sparse = options.epochs - dense;
+  if (sparse < 0)
+    strata::raise(strata::Error("--dense-epochs", "at most --epochs", std::to_string(options.dense_epochs)));
   recipe.dense_epochs = options.epochs;
+  recipe.warm_up_epochs = dense / 24;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
   if (options.arm == "dense") return recipe;
   recipe.levels = budgets;
-  recipe.dense_epochs = 0.6 * options.epochs;
-  recipe.prune_epochs = 0.1 * options.epochs;
+  recipe.dense_epochs = dense;
+  recipe.prune_epochs = 0.25 * sparse;
   if (options.arm == "joint") {
-    recipe.fixed_epochs = 0.25 * options.epochs;
-    recipe.tune_epochs = 0.05 * options.epochs;
+    recipe.tune_epochs = 0.125 * sparse;
+    recipe.fixed_epochs = 0.625 * sparse;
   } else {
-    recipe.fixed_epochs = 0.3 * options.epochs;
+    recipe.fixed_epochs = 0.75 * sparse;
     if (options.arm == "bottom-up") recipe.arm = train::Arm::freeze_and_grow;
     if (options.arm == "single") {
       if (static_cast<std::size_t>(options.single_level) >= budgets.size())
@@ -438,6 +445,10 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--dropout", options.network.dropout)->check(CLI::Range(0.0, 0.99))->capture_default_str();
   app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
       ->check(CLI::Range(0.001, 10000.0))
+      ->capture_default_str();
+  app.add_option("--dense-epochs", options.dense_epochs,
+                 "of them on the dense model that the sparse arms start from; 0: 60 %")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", options.batch, "sentence pairs a step")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--rate", options.rate, "learning rate of AdamW")->check(CLI::PositiveNumber)->capture_default_str();
