@@ -73,29 +73,27 @@ struct Options {
     if (arrivals == "periodic") return {qos::Arrivals::periodic};
     return {qos::Arrivals::poisson, qos::Arrivals::periodic};
   }
-  /// The policies asked for, of those that the table knows.
+  /// The policies asked for, of those that the table knows; all of them if none are named.
   [[nodiscard]] std::vector<qos::PolicyName> chosen_policies() const {
-    if (policies.empty()) return qos::policy_names();
-    std::vector<qos::PolicyName> chosen;
-    for (const std::string& name : policies) {
-      const auto& all = qos::policy_names();
-      const auto found = std::find_if(all.begin(), all.end(), [&](const auto& policy) { return policy.name == name; });
-      if (found == all.end()) strata::raise(strata::Error("--policies", "policies of the table", "\"" + name + "\""));
-      chosen.push_back(*found);
-    }
-    return chosen;
+    return chosen(qos::policy_names(), policies, "--policies");
   }
   /// The kinds of interference asked for, over as many cores as the server has.
   [[nodiscard]] std::vector<qos::Interference> interferences(int count) const {
-    auto all = qos::interferences(count);
-    if (kinds.empty()) return all;
-    std::vector<qos::Interference> chosen;
-    for (const std::string& name : kinds) {
-      const auto found = std::find_if(all.begin(), all.end(), [&](const auto& kind) { return kind.name == name; });
-      if (found == all.end()) strata::raise(strata::Error("--interference", "a kind of the table", "\"" + name + "\""));
-      chosen.push_back(*found);
+    return chosen(qos::interferences(count), kinds, "--interference");
+  }
+
+ private:
+  template <class Named>
+  static std::vector<Named> chosen(const std::vector<Named>& all, const std::vector<std::string>& names,
+                                   const char* option) {
+    if (names.empty()) return all;
+    std::vector<Named> found;
+    for (const std::string& name : names) {
+      const auto at = std::find_if(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
+      if (at == all.end()) strata::raise(strata::Error(option, "a name of the table", "\"" + name + "\""));
+      found.push_back(*at);
     }
-    return chosen;
+    return found;
   }
 };
 
@@ -186,7 +184,8 @@ void simulate(const Options& options) {
 /// turns with the round.
 template <class Server>
 void run_round(Server& server, qos::State& state, const Options& options, const qos::Interference& kind,
-               qos::Arrivals arrivals, std::uint64_t round, double median) {
+               qos::Arrivals arrivals, const std::vector<qos::PolicyName>& policies, std::uint64_t round,
+               double median) {
   const auto times =
       qos::make_arrivals(arrivals, options.round, median / options.load, options.seed * 1'000'003 + round);
   std::vector<Duration> limits;
@@ -194,9 +193,8 @@ void run_round(Server& server, qos::State& state, const Options& options, const 
   const auto tally = [&](double factor, const std::string& policy) {
     return &state.tally({options.network, "real", qos::name_of(arrivals), kind.name, factor, policy});
   };
-  const auto names = options.chosen_policies();
-  for (std::size_t p = 0; p < names.size(); ++p) {
-    const auto& policy = names[(p + round) % names.size()];
+  for (std::size_t p = 0; p < policies.size(); ++p) {
+    const auto& policy = policies[(p + round) % policies.size()];
     const std::uint64_t seed = options.seed * 1'000'003 + round;
     qos::with_policy(policy.name, server.session().model().levels(), seed, [&](auto chosen) {
       if (!policy.looks_at_deadline) {
@@ -212,6 +210,7 @@ void run_round(Server& server, qos::State& state, const Options& options, const 
 
 void run(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
+  const auto policies = options.chosen_policies();  // bad names are refused before any work
   qos::pin_to(options.cores);
   qos::State state = qos::State::read(options.state);
   with_server(options, [&](auto& server) {
@@ -243,7 +242,6 @@ void run(const Options& options) {
     int rounds = 0;
     double longest = 0;
     const int cores = static_cast<int>(std::max<std::size_t>(1, options.cores.size()));
-    (void)options.chosen_policies();  // bad names are refused before any work
     const std::size_t needed = (options.requests + options.round - 1) / options.round;
     for (std::uint64_t round = 0; round < needed; ++round)
       for (const auto& kind : options.interferences(cores))
@@ -258,7 +256,7 @@ void run(const Options& options) {
             return;
           }
           const auto begin = std::chrono::steady_clock::now();
-          run_round(server, state, options, kind, arrivals, round, median);
+          run_round(server, state, options, kind, arrivals, policies, round, median);
           longest = std::max(longest, seconds_since(begin));
           state.set_done(name);
           state.write(options.state);

@@ -154,11 +154,7 @@ class FourValues {
     using Four [[gnu::vector_size(4 * sizeof(Scalar))]] = Scalar;
     Four four;
     std::memcpy(&four, values, sizeof(four));
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
     return Batch(__builtin_shufflevector(four, four, static_cast<int>(lane % 4)...));
-#else
-    return Batch(four[lane % 4]...);
-#endif
   }
 
   std::conditional_t<in_lanes, Batch, Nothing> repeated_{};

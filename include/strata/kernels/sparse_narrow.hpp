@@ -147,64 +147,51 @@ void sparse_narrow(const LeveledCsr<Scalar, Index>& matrix, Level level, const N
   constexpr std::size_t bytes = width * sizeof(Scalar);
   static_assert(FourOffsets<Index, bytes>::max_columns >= max_narrow_columns);
   const Epilogue<Scalar> epilogue = job.epilogue;
-  const index_t row_group = matrix.row_group();
   const index_t blocks = matrix.blocks();
   for (index_t block = 0; block < blocks; ++block) {
-    auto cursors = cursors_at(matrix, level, block, job.first_row);
     const Scalar* const panel = job.panel + block * matrix.block_columns() * static_cast<index_t>(width);
     const auto column_at = [panel](std::size_t offset) {
       return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(panel) + offset);
     };
-    const std::uint8_t* const order = matrix.order().data() + block * matrix.rows();
-    for (index_t group = job.first_row; group < job.last_row; group += row_group) {
-      const index_t end_of_group = group + row_group < job.last_row ? group + row_group : job.last_row;
-      // Stratum by stratum: two streams of memory at a time, and the sums wait in L1.
-      for (int stratum = 0; stratum <= level.index; ++stratum) {
-        auto& cursor = cursors[static_cast<std::size_t>(stratum)];
-        const Scalar* values = cursor.values;
-        const Index* indices = cursor.indices;
-        const auto* lengths = cursor.lengths;
-        for (index_t position = group; position < end_of_group; ++position) {
-          const index_t row = group + static_cast<index_t>(order[position]);
-          Scalar* const output = job.output + row * job.output_pitch;
-          // Four sums of their own for every vector, added at the end: a multiply-add takes four cycles.
-          Sums first, second, third, fourth;
-          if (block == 0 && stratum == 0) {
-            ((first[v] = Batch(Scalar{0})), ...);
-          } else {
-            ((first[v] = Batch::load_aligned(output + v * Batch::size)), ...);
-          }
-          ((second[v] = Batch(Scalar{0})), ...);
-          ((third[v] = Batch(Scalar{0})), ...);
-          ((fourth[v] = Batch(Scalar{0})), ...);
-          const auto length = static_cast<index_t>(*lengths++);
-          const Scalar* const end = values + length;
-          // What is left over by fours comes first: the loop's end is then all that is hard to predict.
-          const index_t rest = length % 4;
-          if (rest > 2) add_narrow(third, Batch(values[2]), panel + static_cast<std::size_t>(indices[2]) * width, each);
-          if (rest > 1)
-            add_narrow(second, Batch(values[1]), panel + static_cast<std::size_t>(indices[1]) * width, each);
-          if (rest > 0) add_narrow(first, Batch(values[0]), panel + static_cast<std::size_t>(indices[0]) * width, each);
-          for (values += rest, indices += rest; values != end; values += 4, indices += 4) {
-            const FourOffsets<Index, bytes> columns(indices);
-            const FourValues<Batch> value(values);
-            add_narrow(first, value.template broadcast<0>(), column_at(columns.template at<0>()), each);
-            add_narrow(second, value.template broadcast<1>(), column_at(columns.template at<1>()), each);
-            add_narrow(third, value.template broadcast<2>(), column_at(columns.template at<2>()), each);
-            add_narrow(fourth, value.template broadcast<3>(), column_at(columns.template at<3>()), each);
-          }
-          ((first[v] = (first[v] + second[v]) + (third[v] + fourth[v])), ...);
-          if (block + 1 == blocks && stratum == level.index) {
-            finish_and_store(first, epilogue, row, job.output, row * job.output_pitch);
-          } else {
-            (first[v].store_aligned(output + v * Batch::size), ...);
-          }
-        }
-        cursor.values = values;
-        cursor.indices = indices;
-        cursor.lengths = lengths;
-      }
-    }
+    walk_rows(
+        matrix, level, block, job.first_row, job.last_row,
+        [&](int stratum, index_t row, const Scalar*& values, const Index*& indices, index_t length)
+            __attribute__((always_inline)) {
+              Scalar* const output = job.output + row * job.output_pitch;
+              // Four sums of their own for every vector, added at the end: a multiply-add takes four cycles.
+              Sums first, second, third, fourth;
+              if (block == 0 && stratum == 0) {
+                ((first[v] = Batch(Scalar{0})), ...);
+              } else {
+                ((first[v] = Batch::load_aligned(output + v * Batch::size)), ...);
+              }
+              ((second[v] = Batch(Scalar{0})), ...);
+              ((third[v] = Batch(Scalar{0})), ...);
+              ((fourth[v] = Batch(Scalar{0})), ...);
+              const Scalar* const end = values + length;
+              // What is left over by fours comes first: the loop's end is then all that is hard to predict.
+              const index_t rest = length % 4;
+              if (rest > 2)
+                add_narrow(third, Batch(values[2]), panel + static_cast<std::size_t>(indices[2]) * width, each);
+              if (rest > 1)
+                add_narrow(second, Batch(values[1]), panel + static_cast<std::size_t>(indices[1]) * width, each);
+              if (rest > 0)
+                add_narrow(first, Batch(values[0]), panel + static_cast<std::size_t>(indices[0]) * width, each);
+              for (values += rest, indices += rest; values != end; values += 4, indices += 4) {
+                const FourOffsets<Index, bytes> columns(indices);
+                const FourValues<Batch> value(values);
+                add_narrow(first, value.template broadcast<0>(), column_at(columns.template at<0>()), each);
+                add_narrow(second, value.template broadcast<1>(), column_at(columns.template at<1>()), each);
+                add_narrow(third, value.template broadcast<2>(), column_at(columns.template at<2>()), each);
+                add_narrow(fourth, value.template broadcast<3>(), column_at(columns.template at<3>()), each);
+              }
+              ((first[v] = (first[v] + second[v]) + (third[v] + fourth[v])), ...);
+              if (block + 1 == blocks && stratum == level.index) {
+                finish_and_store(first, epilogue, row, job.output, row * job.output_pitch);
+              } else {
+                (first[v].store_aligned(output + v * Batch::size), ...);
+              }
+            });
   }
   for (index_t row = job.first_row; blocks == 0 && row < job.last_row; ++row) {  // a matrix without columns
     Sums zero;

@@ -136,33 +136,27 @@ template <class Four, class Scalar, class Index>
   return sum;
 }
 
-/// As `kernels::sparse_vector`, without the epilogue.
-template <class Arch, class Scalar, class Index>
-void add_up_rows(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t first_row, index_t last_row,
-                 const Scalar* input, Scalar* output) noexcept {
-  using Four = xsimd::batch<Scalar, typename Narrowed<Scalar, Arch, 4>::type>;
+/// Calls `f(stratum, row, values, indices, length)` for every stratum of `level` in every row `first_row` ..
+/// `last_row`-1 of a block; `f` moves `values` and `indices`, references, `length` non-zeros on. Group of rows by
+/// group, in it stratum by stratum: two streams of memory at a time, and the sums wait in L1.
+template <class Scalar, class Index, class F>
+[[gnu::always_inline]] inline void walk_rows(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t block,
+                                             index_t first_row, index_t last_row, F&& f) noexcept {
+  auto cursors = cursors_at(matrix, level, block, first_row);
+  const std::uint8_t* const order = matrix.order().data() + block * matrix.rows();
   const index_t row_group = matrix.row_group();
-  for (index_t block = 0; block < matrix.blocks(); ++block) {
-    auto cursors = cursors_at(matrix, level, block, first_row);
-    const Scalar* const x = input + block * matrix.block_columns();
-    const std::uint8_t* const order = matrix.order().data() + block * matrix.rows();
-    for (index_t group = first_row; group < last_row; group += row_group) {
-      const index_t end_of_group = group + row_group < last_row ? group + row_group : last_row;
-      // Stratum by stratum: two streams of memory at a time, and the sums wait in L1.
-      for (int stratum = 0; stratum <= level.index; ++stratum) {
-        auto& cursor = cursors[static_cast<std::size_t>(stratum)];
-        const Scalar* values = cursor.values;
-        const Index* indices = cursor.indices;
-        const auto* lengths = cursor.lengths;
-        for (index_t position = group; position < end_of_group; ++position) {
-          const index_t row = group + static_cast<index_t>(order[position]);
-          const Scalar sum = sum_of_row<Four>(values, indices, static_cast<index_t>(*lengths++), x);
-          output[row] = block == 0 && stratum == 0 ? sum : output[row] + sum;
-        }
-        cursor.values = values;
-        cursor.indices = indices;
-        cursor.lengths = lengths;
-      }
+  for (index_t group = first_row; group < last_row; group += row_group) {
+    const index_t end_of_group = group + row_group < last_row ? group + row_group : last_row;
+    for (int stratum = 0; stratum <= level.index; ++stratum) {
+      auto& cursor = cursors[static_cast<std::size_t>(stratum)];
+      const Scalar* values = cursor.values;
+      const Index* indices = cursor.indices;
+      const auto* lengths = cursor.lengths;
+      for (index_t position = group; position < end_of_group; ++position)
+        f(stratum, group + static_cast<index_t>(order[position]), values, indices, static_cast<index_t>(*lengths++));
+      cursor.values = values;
+      cursor.indices = indices;
+      cursor.lengths = lengths;
     }
   }
 }
@@ -177,7 +171,17 @@ template <class Arch, class Scalar, class Index>
 void sparse_vector(const LeveledCsr<Scalar, Index>& matrix, Level level, index_t first_row, index_t last_row,
                    const Scalar* input, Scalar* output, const Epilogue<Scalar>& epilogue) noexcept {
   if (first_row >= last_row) return;
-  detail::add_up_rows<Arch>(matrix, level, first_row, last_row, input, output);
+  using Four = xsimd::batch<Scalar, typename detail::Narrowed<Scalar, Arch, 4>::type>;
+  for (index_t block = 0; block < matrix.blocks(); ++block) {
+    const Scalar* const x = input + block * matrix.block_columns();
+    detail::walk_rows(
+        matrix, level, block, first_row, last_row,
+        [&](int stratum, index_t row, const Scalar*& values, const Index*& indices, index_t length)
+            __attribute__((always_inline)) {
+              const Scalar sum = detail::sum_of_row<Four>(values, indices, length, x);
+              output[row] = block == 0 && stratum == 0 ? sum : output[row] + sum;
+            });
+  }
   for (index_t row = first_row; matrix.blocks() == 0 && row < last_row; ++row) output[row] = Scalar{0};
   detail::finish_rows<Arch>(output, first_row, last_row, epilogue);
 }
