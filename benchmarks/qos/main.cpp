@@ -49,6 +49,7 @@ struct Options {
   std::vector<int> cores;
   int threads = 1;
   strata::index_t batch = 320;
+  strata::index_t micro_batch = 0;
   int runs = 300;
   std::size_t requests = 30'000;
   std::size_t round = 50;
@@ -72,6 +73,10 @@ struct Options {
     if (arrivals == "poisson") return {qos::Arrivals::poisson};
     if (arrivals == "periodic") return {qos::Arrivals::periodic};
     return {qos::Arrivals::poisson, qos::Arrivals::periodic};
+  }
+  /// `whole`: the batch passes each stage as one.
+  [[nodiscard]] strata::SessionOptions session(bool whole) const {
+    return {.threads = threads, .batch = batch, .micro_batch = whole ? batch : micro_batch};
   }
   /// The policies asked for, of those that the table knows; all of them if none are named.
   [[nodiscard]] std::vector<qos::PolicyName> chosen_policies() const {
@@ -106,17 +111,17 @@ void write_text(const std::string& path, const std::string& text) {
 }
 
 /// Calls `f(server)` with the network that the options name: the quick start's on Fashion-MNIST, one of `resnet_train`
-/// on CIFAR-10, or ResNet-50 on noise. Another network is another branch.
+/// on CIFAR-10, or ResNet-50 on noise; in a session as `session` says. Another network is another branch.
 template <class F>
-void with_server(const Options& options, F&& f) {
+void with_server(const Options& options, const strata::SessionOptions& session, F&& f) {
   if (options.network == "fashion") {
     const auto split = std::move(examples::read_mnist_directory(options.data)).value();
-    qos::Server server(strata::load<quickstart::FashionNet>(options.model), split.test, options.threads, options.batch);
+    qos::Server server(strata::load<quickstart::FashionNet>(options.model), split.test, session);
     return f(server);
   }
   if (options.network == "resnet-cifar") {
     const auto named = std::move(examples::read_cifar(options.data)).value();
-    qos::Server server(strata::load<resnet::ResNet>(options.model), named.split.test, options.threads, options.batch);
+    qos::Server server(strata::load<resnet::ResNet>(options.model), named.split.test, session);
     return f(server);
   }
   if (options.network == "resnet50") {
@@ -131,8 +136,7 @@ void with_server(const Options& options, F&& f) {
           .value();
     }
     constexpr std::size_t pictures = 8;
-    qos::Server server(strata::load<resnet::ResNet>(options.model), options.threads, options.batch, pictures,
-                       options.seed);
+    qos::Server server(strata::load<resnet::ResNet>(options.model), session, pictures, options.seed);
     return f(server);
   }
   strata::raise(strata::Error("--network", "fashion, resnet-cifar or resnet50", "\"" + options.network + "\""));
@@ -140,7 +144,8 @@ void with_server(const Options& options, F&& f) {
 
 void record(const Options& options) {
   qos::pin_to(options.cores);
-  with_server(options, [&](auto& server) {
+  // A stage takes the batch as a whole, so that there are few enough paths to judge each.
+  with_server(options, options.session(true), [&](auto& server) {
     qos::Recording recording;
     recording.network = options.network;
     recording.stages = server.session().stages();
@@ -213,7 +218,7 @@ void run(const Options& options) {
   const auto policies = options.chosen_policies();  // bad names are refused before any work
   qos::pin_to(options.cores);
   qos::State state = qos::State::read(options.state);
-  with_server(options, [&](auto& server) {
+  with_server(options, options.session(false), [&](auto& server) {
     // The profile stays beside the model, so that all calls mean the same median.
     const auto profile = strata::profile_beside(options.model, server.session(), {.runs = options.runs});
     server.session().set_profile(profile, options.router());
@@ -224,6 +229,7 @@ void run(const Options& options) {
         {"full_median_ms", median / 1e6},
         {"sparsest_median_ms", profile.whole(Level{0}).median() / 1e6},
         {"batch", options.batch},
+        {"micro_batch", profile.key.micro_batch},
         {"threads", options.threads},
         {"cores", options.cores},
         {"load", options.load},
@@ -304,6 +310,10 @@ int main(int argc, char** argv) {
     command->add_option("--batch", options.batch, "pictures a request")
         ->check(CLI::Range(1, 10000))
         ->capture_default_str();
+    if (command == run_command)
+      command->add_option("--micro-batch", options.micro_batch, "pictures that pass a stage together; 0: a cacheful")
+          ->check(CLI::Range(0, 10000))
+          ->capture_default_str();
     command->add_option("--cores", options.cores, "cores of the session and of the co-tenants")->delimiter(',');
     command->add_option("--runs", options.runs, "undisturbed runs a level for the profile")
         ->check(CLI::Range(1, 100000))

@@ -30,8 +30,9 @@ namespace qos {
 template <class Model>
 class Server {
  public:
-  Server(const Model& model, const strata::train::Dataset& data, int threads, strata::index_t batch)
-      : session_(model, {.threads = threads, .batch = batch}), batch_(batch) {
+  Server(const Model& model, const strata::train::Dataset& data, const strata::SessionOptions& options)
+      : session_(model, options), batch_(options.batch) {
+    const strata::index_t batch = batch_;
     const strata::index_t count = std::max<strata::index_t>(1, data.size() / batch);
     for (strata::index_t b = 0; b < count; ++b) {
       std::vector<std::uint32_t> indices;
@@ -44,16 +45,16 @@ class Server {
   }
   /// Without data: `count` batches of noise, whose true classes are what the full level says. For latency; what is
   /// counted as accuracy is then agreement with the full level.
-  Server(const Model& model, int threads, strata::index_t batch, std::size_t count, std::uint64_t seed)
-      : session_(model, {.threads = threads, .batch = batch}), batch_(batch) {
+  Server(const Model& model, const strata::SessionOptions& options, std::size_t count, std::uint64_t seed)
+      : session_(model, options), batch_(options.batch) {
     std::mt19937_64 random(seed);
     std::normal_distribution<float> normal;
     for (std::size_t b = 0; b < count; ++b) {
-      auto& pictures = pictures_.emplace_back(static_cast<std::size_t>(batch * model.input_shape().size()));
+      auto& pictures = pictures_.emplace_back(static_cast<std::size_t>(batch_ * model.input_shape().size()));
       std::generate(pictures.begin(), pictures.end(), [&] { return normal(random); });
       const auto logits = session_.run(pictures, strata::Level{model.levels() - 1});
       auto& labels = labels_.emplace_back();
-      for (strata::index_t i = 0; i < batch; ++i) labels.push_back(best_class(logits, i));
+      for (strata::index_t i = 0; i < batch_; ++i) labels.push_back(best_class(logits, i));
     }
   }
 
@@ -70,7 +71,8 @@ class Server {
     return count;
   }
 
-  /// The accuracy of every path on all batches; of those that never go up if there would be more than 64.
+  /// The accuracy of every path on all batches; of those that never go up if there would be more than 64. Precondition:
+  /// the batch is one micro-batch.
   [[nodiscard]] std::map<std::string, double> path_accuracy() {
     const int levels = session_.model().levels();
     const std::size_t stages = session_.stages().size();

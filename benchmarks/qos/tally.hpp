@@ -80,13 +80,16 @@ class Histogram {
   std::int64_t count_ = 0;
 };
 
+/// Paths that a tally tells apart: a random policy over many micro-batches would never end.
+inline constexpr std::size_t max_paths = 1000;
+
 /// Counts of one cell of the table.
 struct Tally {
   std::int64_t requests = 0;
   std::int64_t misses = 0;
   std::int64_t rerouted = 0;
   std::vector<std::int64_t> stages_at_level;  ///< stages run, by level
-  std::map<std::string, std::int64_t> paths;  ///< requests, by path ("1110": the level of each stage)
+  std::map<std::string, std::int64_t> paths;  ///< requests, by path ("1110": the level of each stage); "other" ones
   double pictures = 0;                        ///< classified; in a simulation 1 a request
   double correct = 0;                         ///< of them; in a simulation the expectation for the path
   double correct_in_time = 0;                 ///< of them within the deadline
@@ -100,11 +103,16 @@ struct Tally {
     misses += met ? 0 : 1;
     rerouted += path.find_first_not_of(path.empty() ? '0' : path.front()) != std::string::npos ? 1 : 0;
     for (const char level : path) ++stages_at_level[static_cast<std::size_t>(level - '0')];
-    ++paths[path];
+    count_path(path, 1);
     pictures += classified;
     correct += right;
     correct_in_time += met ? right : 0;
     latency.add(latency_ns);
+  }
+
+  void count_path(const std::string& path, std::int64_t count) {
+    const bool known = paths.size() < max_paths || paths.contains(path);
+    paths[known ? path : "other"] += count;
   }
 
   [[nodiscard]] nlohmann::json json() const {
@@ -122,7 +130,7 @@ struct Tally {
     const auto stages = value.at("stages_at_level").get<std::vector<std::int64_t>>();
     if (stages_at_level.size() < stages.size()) stages_at_level.resize(stages.size());
     for (std::size_t i = 0; i < stages.size(); ++i) stages_at_level[i] += stages[i];
-    for (const auto& [path, count] : value.at("paths").items()) paths[path] += count.get<std::int64_t>();
+    for (const auto& [path, count] : value.at("paths").items()) count_path(path, count.get<std::int64_t>());
     pictures += value.at("pictures").get<double>();
     correct += value.at("correct").get<double>();
     correct_in_time += value.at("correct_in_time").get<double>();

@@ -24,6 +24,7 @@ strata::Profile sample_profile() {
   key.level_nnz = {5, 1'000'000'000'000};
   key.threads = 3;
   key.batch = 17;
+  key.micro_batch = 5;
   key.instruction_set = "avx512bw";
   return strata::profile_of(samples, std::vector<std::string>{"input", "layer2", "head"}, key);
 }
@@ -78,14 +79,15 @@ TEST_CASE("whatever the writer does not write is refused") {
     CHECK_FALSE(strata::io::parse_profile(replaced(good, what, by)).ok());
   };
   refused("\"format\": \"strata.profile\"", "\"format\": \"other\"");
-  refused("\"version\": 1", "\"version\": 2");
-  refused("\"version\": 1", "\"version\": \"1\"");
-  refused("\"version\": 1", "\"version\": 1, \"extra\": 1");
-  refused("\"version\": 1", "\"version\": 1, \"version\": 1");
+  refused("\"version\": 2", "\"version\": 1");
+  refused("\"version\": 2", "\"version\": \"2\"");
+  refused("\"version\": 2", "\"version\": 2, \"extra\": 1");
+  refused("\"version\": 2", "\"version\": 2, \"version\": 2");
   refused("\"threads\": 3,", "");
   for (const char* bad : {"0", "-1", "1.5", "\"3\"", "null", "1e300", "99999999999999999999999", "{}"})
     refused("\"threads\": 3", std::string("\"threads\": ") + bad);
   for (const char* bad : {"0", "-17", "17.5"}) refused("\"batch\": 17", std::string("\"batch\": ") + bad);
+  for (const char* bad : {"0", "-5", "5.5"}) refused("\"micro_batch\": 5", std::string("\"micro_batch\": ") + bad);
   for (const char* bad : {"0", "null"}) refused("\"runs\": 37", std::string("\"runs\": ") + bad);
   for (const char* bad : {"\"FEDCBA9876543210\"", "\"fedcba987654321\"", "\"fedcba987654321g\"", "7"})
     refused("\"fedcba9876543210\"", bad);

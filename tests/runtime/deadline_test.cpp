@@ -140,9 +140,53 @@ TEST_CASE("a run by a deadline reports path, predictions and what became of them
   CHECK(copied(result.output) == copied(session.run(input, Level{2})));
 }
 
+TEST_CASE("the level may change between micro-batches as well as between stages") {
+  const auto model = StagedModel::from_archive(staged_archive(16, 3, 2)).value();
+  strata::Session<StagedModel> session(model, {.batch = 5, .micro_batch = 2});
+  CHECK(session.stages() == std::vector<std::string>{"input", "layer1", "layer2", "input #2", "layer1 #2", "layer2 #2",
+                                                     "input #3", "layer1 #3", "layer2 #3"});
+  session.set_profile(profile_for(session, {1000, 2000}));
+  std::vector<float> pictures(5 * 16);
+  for (std::size_t i = 0; i < pictures.size(); ++i) pictures[i] = static_cast<float>(i % 7) / 7;
+
+  // What the policy is told, and a path of its own for every micro-batch.
+  const std::vector<std::vector<int>> script = {{1, 1, 1}, {1, 0, 0}, {0, 1, 0}};
+  std::vector<std::vector<int>> told;
+  const auto policy = [&](const strata::RoutePoint& point) noexcept {
+    told.push_back({point.start() ? 1 : 0, point.micro_batch(), point.micro_batches(), point.stage(), point.stages()});
+    return Level{script[static_cast<std::size_t>(point.micro_batch())][static_cast<std::size_t>(point.stage())]};
+  };
+  const auto result = session.run(pictures, Deadline::never(), policy);
+  CHECK(levels_of(result.path) == std::vector<int>{1, 1, 1, 1, 0, 0, 0, 1, 0});
+  REQUIRE(told.size() == 9);
+  for (int step = 0; step < 9; ++step)
+    CHECK(told[static_cast<std::size_t>(step)] == std::vector<int>{step == 0 ? 1 : 0, step / 3, 3, step % 3, 3});
+
+  // Every picture has what it gets alone on its micro-batch's path.
+  strata::Session<StagedModel> single(model);
+  single.set_profile(profile_for(single, {1000, 2000}));
+  const auto output = copied(result.output);
+  const std::size_t width = output.size() / 5;
+  for (std::size_t i = 0; i < 5; ++i) {
+    const auto alone =
+        single.run(std::span(pictures).subspan(i * 16, 16), Deadline::never(), ScriptedPath{script[i / 2]});
+    for (std::size_t k = 0; k < width; ++k) CHECK(std::abs(output[i * width + k] - alone.output[k]) < 1e-5F);
+  }
+
+  // A level that was chosen at the start, or dropped to, stays for the micro-batches that follow.
+  const auto profile = profile_for(session, {1000, 2000});
+  for (const bool drops : {false, true}) {
+    // Looks: arrival, start, eight further stages, the end. The second micro-batch's second stage takes 5000 ns more.
+    test::FakeClock clock{{0, 0, 2000, 2000, 2000, 2000, drops ? 7000 : 2000}, 1000};
+    session.set_profile(profile, {}, clock.clock());
+    const auto run = session.run(pictures, Deadline(Duration(20000)), strata::Reroute{});
+    CHECK(levels_of(run.path) == (drops ? std::vector<int>{1, 1, 1, 1, 1, 0, 0, 0, 0} : std::vector<int>(9, 1)));
+  }
+}
+
 TEST_CASE("runs by a deadline allocate nothing, whatever their path") {
   strata::Session<StagedModel> session(StagedModel::from_archive(staged_archive(16, 4, 3)).value(),
-                                       {.threads = 2, .batch = 5});
+                                       {.threads = 2, .batch = 5, .micro_batch = 1});
   session.set_profile(strata::profile(session, {.runs = 3, .warm_up = 0}));
   std::vector<float> pictures(5 * 16, 0.5F);
   strata::RandomLevel policy(3);
@@ -191,6 +235,7 @@ TEST_CASE("a deadline without a profile, or with another session's, is an error"
   refused("level set", [](auto& p) { p.key.level_nnz.pop_back(); });
   refused("threads", [](auto& p) { p.key.threads = 2; });
   refused("batch", [](auto& p) { p.key.batch = 2; });
+  refused("micro-batch", [](auto& p) { p.key.micro_batch = 2; });
   refused("instruction set", [](auto& p) { p.key.instruction_set = "abacus"; });
   refused("runs", [](auto& p) { p.runs = 0; });
   refused("stage 3", [](auto& p) { p.stages.pop_back(); });

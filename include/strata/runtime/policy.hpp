@@ -19,7 +19,7 @@ struct StaticLevel {
 /// The highest level that is predicted to meet the deadline, chosen once, before the run.
 struct ChooseAtStart {
   Level operator()(const RoutePoint& point) const noexcept {
-    return point.stage() == 0 ? point.highest_meeting(point.highest()) : point.level();
+    return point.start() ? point.highest_meeting(point.highest()) : point.level();
   }
 };
 
@@ -29,7 +29,7 @@ struct Reroute {
   bool up = false;  ///< whether a level may be raised again
 
   Level operator()(const RoutePoint& point) const noexcept {
-    if (point.stage() > 0) return point.highest_meeting(up ? point.highest() : point.level());
+    if (!point.start()) return point.highest_meeting(up ? point.highest() : point.level());
     const bool expired = point.limit() <= Duration::zero() || point.elapsed() >= point.limit();
     return expired && point.limit() != Duration::max() ? Level{0} : point.highest();
   }
@@ -40,7 +40,7 @@ struct ChooseAndReroute {
   bool up = false;  ///< whether a level may be raised again
 
   Level operator()(const RoutePoint& point) const noexcept {
-    return point.highest_meeting(up || point.stage() == 0 ? point.highest() : point.level());
+    return point.highest_meeting(up || point.start() ? point.highest() : point.level());
   }
 };
 

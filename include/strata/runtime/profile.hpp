@@ -76,13 +76,19 @@ struct ProfileKey {
   std::vector<std::int64_t> level_nnz;  ///< weights of every level
   int threads = 1;
   std::int64_t batch = 1;
+  std::int64_t micro_batch = 1;  ///< pictures that pass a stage together
   std::string instruction_set;
+
+  /// Parts in which a batch passes the network, one after the other; the last one may be smaller.
+  [[nodiscard]] std::int64_t micro_batches() const noexcept {
+    return micro_batch < 1 || batch < 1 ? 1 : ceil_div(batch, micro_batch);
+  }
 
   friend bool operator==(const ProfileKey&, const ProfileKey&) = default;
 };
 
 /// The times of a model in a session. Stage 0 runs from the input to the first marker in the network, `first_stage`;
-/// the others are named by their markers.
+/// the others are named by their markers. The stages of all micro-batches follow each other (`stage_name`).
 struct Profile {
   struct Stage {
     std::string name;
@@ -108,9 +114,15 @@ struct Profile {
 /// Name of stage 0.
 inline constexpr std::string_view first_stage = "input";
 
+/// Name of a stage of micro-batch `part`, counted from 0: that of the network's stage, and which part it is from the
+/// second one on.
+[[nodiscard]] inline std::string stage_name(std::string_view stage, std::int64_t part) {
+  return part == 0 ? std::string(stage) : std::string(stage) + " #" + std::to_string(part + 1);
+}
+
 /// Success if `profile` is whole and belongs to `key` with the stages `names`. Errors, in this order: another model,
-/// level set, thread count, batch, instruction set; stages or levels missing, left over or of another name; times that
-/// are no times.
+/// level set, thread count, batch, micro-batch, instruction set; stages or levels missing, left over or of another
+/// name; times that are no times.
 [[nodiscard]] inline Status check_profile(const Profile& profile, const ProfileKey& key,
                                           std::span<const std::string> names) {
   const auto list = [](const std::vector<std::int64_t>& counts) {
@@ -127,6 +139,8 @@ inline constexpr std::string_view first_stage = "input";
     return Error("profile: level set", list(key.level_nnz), list(profile.key.level_nnz));
   if (profile.key.threads != key.threads) return Error("profile: threads", key.threads, profile.key.threads);
   if (profile.key.batch != key.batch) return Error("profile: batch", key.batch, profile.key.batch);
+  if (profile.key.micro_batch != key.micro_batch)
+    return Error("profile: micro-batch", key.micro_batch, profile.key.micro_batch);
   if (profile.key.instruction_set != key.instruction_set)
     return Error("profile: instruction set", key.instruction_set, profile.key.instruction_set);
   if (profile.runs < 1) return Error("profile: runs", "at least 1", profile.runs);

@@ -33,11 +33,14 @@ class Router;
 /// What a policy decides from: a stage is about to begin.
 class RoutePoint {
  public:
-  RoutePoint(const Router& router, int stage, Level level, Level highest, Duration elapsed, Duration limit) noexcept
-      : router_(router), stage_(stage), level_(level), highest_(highest), elapsed_(elapsed), limit_(limit) {}
+  RoutePoint(const Router& router, int step, Level level, Level highest, Duration elapsed, Duration limit) noexcept
+      : router_(router), step_(step), level_(level), highest_(highest), elapsed_(elapsed), limit_(limit) {}
 
-  [[nodiscard]] int stage() const noexcept { return stage_; }        ///< about to begin; 0 at the start of a run
+  [[nodiscard]] bool start() const noexcept { return step_ == 0; }   ///< of the run
+  [[nodiscard]] int stage() const noexcept;                          ///< of the network, about to begin
   [[nodiscard]] int stages() const noexcept;                         ///< of the network
+  [[nodiscard]] int micro_batch() const noexcept;                    ///< about to pass the stage, counted from 0
+  [[nodiscard]] int micro_batches() const noexcept;                  ///< that pass the network one after the other
   [[nodiscard]] Level level() const noexcept { return level_; }      ///< of the stage before; `highest()` at the start
   [[nodiscard]] Level highest() const noexcept { return highest_; }  ///< that may be chosen
   [[nodiscard]] Duration elapsed() const noexcept { return elapsed_; }  ///< since arrival
@@ -56,7 +59,7 @@ class RoutePoint {
 
  private:
   const Router& router_;
-  int stage_;
+  int step_;  ///< stages of this and earlier micro-batches that have begun
   Level level_;
   Level highest_;
   Duration elapsed_;
@@ -80,6 +83,7 @@ class Router {
       : options_(options),
         levels_(static_cast<int>(profile.key.level_nnz.size())),
         stages_(static_cast<int>(profile.stages.size())),
+        micro_batches_(static_cast<int>(profile.key.micro_batches())),
         slow_down_(options.slow_down) {
     const auto require = [](bool good, const char* option, const char* expected, double found) {
       if (!good) raise(Error({"router: ", option}, {expected}, {found}));
@@ -95,6 +99,8 @@ class Router {
     std::vector<std::string> names;
     for (const auto& stage : profile.stages) names.push_back(stage.name);
     (void)check_profile(profile, profile.key, names).value();
+    if (stages_ % micro_batches_ != 0)
+      raise(Error({"profile: stages"}, {"a multiple of the ", micro_batches_, " micro-batches"}, {stages_}));
 
     normal_quantile_ = std::max(0.0, normal_quantile(options.confidence));
     for (const auto& stage : profile.stages)
@@ -117,7 +123,8 @@ class Router {
   }
 
   [[nodiscard]] int levels() const noexcept { return levels_; }
-  [[nodiscard]] int stages() const noexcept { return stages_; }
+  [[nodiscard]] int stages() const noexcept { return stages_; }  ///< of all micro-batches
+  [[nodiscard]] int micro_batches() const noexcept { return micro_batches_; }
   [[nodiscard]] const RouterOptions& options() const noexcept { return options_; }
   [[nodiscard]] const SlowDown& slow_down() const noexcept { return slow_down_; }
   /// Forgets the slow-down of earlier requests.
@@ -164,7 +171,7 @@ class Router {
   /// Whether the limit had passed before the run began.
   [[nodiscard]] bool late_at_start() const noexcept { return late_at_start_; }
 
-  /// Nanoseconds that stages `stage` .. will take at `level`, at the options' confidence.
+  /// Nanoseconds that stages `stage` .. (of all micro-batches) will take at `level`, at the options' confidence.
   [[nodiscard]] double predicted_rest(int stage, Level level) const noexcept {
     const Entry& entry = at(stage, level);
     const double spread = slow_down_.mean() * entry.spread;
@@ -234,6 +241,7 @@ class Router {
   RouterOptions options_;
   int levels_;
   int stages_;
+  int micro_batches_;
   SlowDown slow_down_;
   double normal_quantile_ = 0;
   std::vector<Entry> table_;
@@ -249,16 +257,28 @@ class Router {
 };
 
 inline int RoutePoint::stages() const noexcept {
-  return router_.stages();
+  return router_.stages() / router_.micro_batches();
+}
+
+inline int RoutePoint::stage() const noexcept {
+  return step_ % stages();
+}
+
+inline int RoutePoint::micro_batch() const noexcept {
+  return step_ / stages();
+}
+
+inline int RoutePoint::micro_batches() const noexcept {
+  return router_.micro_batches();
 }
 
 inline Duration RoutePoint::predicted_finish(Level level) const noexcept {
   return saturated(std::chrono::duration<double, std::nano>(static_cast<double>(elapsed_.count()) +
-                                                            router_.predicted_rest(stage_, level)));
+                                                            router_.predicted_rest(step_, level)));
 }
 
 inline bool RoutePoint::meets(Level level) const noexcept {
-  return router_.keeps(static_cast<double>(elapsed_.count()) + router_.predicted_rest(stage_, level), limit_);
+  return router_.keeps(static_cast<double>(elapsed_.count()) + router_.predicted_rest(step_, level), limit_);
 }
 
 }  // namespace strata

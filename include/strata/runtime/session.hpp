@@ -51,11 +51,16 @@ struct DeadlineRun {
 /// Bytes of activations that a session keeps in the caches: a larger batch is computed in micro-batches.
 inline constexpr index_t cached_activations = index_t{2} << 20;
 
+/// Parts of a batch in runs by stages: more would make profiles long and change nothing.
+inline constexpr index_t max_micro_batches = 64;
+
 /// Runs a model at a level chosen per call. A session belongs to one thread at a time; several sessions may run the
 /// same model at once, each at its own level.
 ///
 /// A batch whose activations would leave the caches is computed in micro-batches, which the threads share: every thread
-/// takes some of them through the whole network. Runs by stages (with a deadline, or timed) take the batch as a whole.
+/// takes some of them through the whole network. Runs by stages (with a deadline, or timed) take one after the other of
+/// `threads() * micro_batch()` pictures through it, all threads together, so that the level may change in between; at
+/// most `max_micro_batches` of them.
 template <class Model>
 class Session {
  public:
@@ -76,20 +81,23 @@ class Session {
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
     source_ = input_.data();
     micro_batch_ = options.micro_batch == 0 ? chosen_micro_batch() : std::min(options.micro_batch, batch_);
+    staged_batch_ = std::min(batch_, std::max(micro_batch_ * threads(), ceil_div(batch_, max_micro_batches)));
     if (micro_batch_ == batch_) {
-      prepare_whole();
-      return;
+      prepare_staged();
+    } else {
+      const index_t parts = std::min<index_t>(threads(), ceil_div(batch_, micro_batch_));
+      for (index_t part = 0; part < parts; ++part) {
+        parts_.push_back(std::make_unique<Context>(serial_));
+        prepare(*parts_.back(), micro_batch_, batch_ % micro_batch_);
+      }
     }
-    const index_t parts = std::min<index_t>(threads(), ceil_div(batch_, micro_batch_));
-    for (index_t part = 0; part < parts; ++part) {
-      parts_.push_back(std::make_unique<Context>(serial_));
-      prepare(*parts_.back(), micro_batch_, batch_ % micro_batch_);
-    }
+    for (index_t part = 0; part < ceil_div(batch_, staged_batch_); ++part)
+      for (const std::string& stage : network_stages_) stages_.push_back(stage_name(stage, part));
   }
 
   [[nodiscard]] const Model& model() const noexcept { return model_; }
   [[nodiscard]] index_t batch() const noexcept { return batch_; }
-  /// Pictures computed together by `forward(level)`.
+  /// Pictures computed together, by one thread if there are several micro-batches.
   [[nodiscard]] index_t micro_batch() const noexcept { return micro_batch_; }
 
   /// The input buffer, batch x channels x height x width row-major, for `forward`.
@@ -98,7 +106,8 @@ class Session {
   [[nodiscard]] std::span<const Scalar> output() const noexcept { return output_; }
 
   [[nodiscard]] int threads() const noexcept { return context_->executor().threads(); }
-  /// Names of the stages between which the level may change: `first_stage`, then the markers of the network in order.
+  /// Names of the stages between which the level may change, of one micro-batch after the other: `first_stage`, then
+  /// the markers of the network in order (`stage_name`).
   [[nodiscard]] const std::vector<std::string>& stages() const noexcept { return stages_; }
   /// The level of the last run, at its start: below the one asked for if that one's memory was not there.
   [[nodiscard]] Level level() const noexcept { return level_; }
@@ -115,7 +124,7 @@ class Session {
     run_every_level(context, micro_batch_);
     context.set_path_chooser(nullptr);
     for (const auto& part : parts_) prepare(*part, micro_batch_, batch_ % micro_batch_);
-    if (whole_prepared_) prepare(*context_, batch_);
+    if (staged_prepared_) prepare(*context_, staged_batch_, batch_ % staged_batch_);
     return chooser.paths();
   }
 
@@ -125,7 +134,7 @@ class Session {
     const LevelGuard guard(model_.residency(), level);
     level_ = guard.level();
     if (parts_.empty()) {
-      run_whole();
+      run_staged([this] { return level_; });
       return output_;
     }
     const index_t chunks = ceil_div(batch_, micro_batch_);
@@ -142,15 +151,15 @@ class Session {
     return output_;
   }
 
-  /// As `forward`, but for the whole batch at once, whose memory the first call allocates; `starts[s]` is when stage s
-  /// began and the entry after the last one when the output was written. Precondition: stages().size() + 1 entries.
+  /// As `forward`, but by stages, whose memory the first call allocates; `starts[s]` is when stage s began and the
+  /// entry after the last one when the output was written. Precondition: stages().size() + 1 entries.
   void forward_timed(Level level, const Clock& clock, std::span<TimePoint> starts) {
     struct Stamps {
       const Clock& clock;
       std::span<TimePoint> starts;
       std::size_t next = 1;
     } stamps{clock, starts};
-    prepare_whole();
+    prepare_staged();
     context_->set_stage_hook(
         [](void* object, std::string_view, Level at) noexcept {
           auto& self = *static_cast<Stamps*>(object);
@@ -161,7 +170,10 @@ class Session {
     starts[0] = clock();
     const LevelGuard guard(model_.residency(), level);
     level_ = guard.level();
-    run_whole();
+    run_staged([&] {
+      starts[stamps.next++] = clock();
+      return level_;
+    });
     starts[stamps.next] = clock();
     context_->set_stage_hook(nullptr, nullptr);
   }
@@ -184,17 +196,19 @@ class Session {
     for (int level = 0; level < model_.levels(); ++level) key.level_nnz.push_back(model_.nnz(Level{level}));
     key.threads = threads();
     key.batch = batch_;
+    key.micro_batch = staged_batch_;
     key.instruction_set = Family::Arch::name();
     return key;
   }
 
   /// Prepares runs with a deadline: what they predict from, how, and by which clock. Raises: a profile that is not
-  /// whole or belongs to another model, level set, thread count, batch or instruction set; options outside their range.
+  /// whole or belongs to another model, level set, thread count, batch, micro-batch or instruction set; options outside
+  /// their range.
   void set_profile(const Profile& profile, const RouterOptions& options = {}, const Clock& clock = {}) {
     (void)check_profile(profile, profile_key(), stages_).value();
     router_ = std::make_unique<Router>(profile, options);
     clock_ = clock;
-    prepare_whole();
+    prepare_staged();
   }
   /// The router of runs with a deadline; null before `set_profile`.
   [[nodiscard]] Router* router() noexcept { return router_.get(); }
@@ -218,7 +232,7 @@ class Session {
           return self.router.next(self.policy, self.clock());
         },
         &call);
-    run_whole();
+    run_staged([&] { return router_->next(policy, clock_()); });
     context_->set_stage_hook(nullptr, nullptr);
     DeadlineRun<Scalar> run;
     run.finish = router_->finish(clock_());
@@ -281,10 +295,10 @@ class Session {
     context.set_checking(false);
   }
 
-  /// Once, for runs of the whole batch.
-  STRATA_COLD void prepare_whole() {
-    if (!whole_prepared_) prepare(*context_, batch_);
-    whole_prepared_ = true;
+  /// Once, for runs by stages.
+  STRATA_COLD void prepare_staged() {
+    if (!staged_prepared_) prepare(*context_, staged_batch_, batch_ % staged_batch_);
+    staged_prepared_ = true;
   }
 
   STRATA_COLD void run_every_level(Context& context, index_t count) {
@@ -297,8 +311,8 @@ class Session {
       const auto y = compute(context, 0, count);
       context.set_stage_hook(nullptr, nullptr);
       if (context.error()) raise(*context.error());
-      if (level > 0 && names != stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
-      stages_ = std::move(names);
+      if (network_stages_.empty()) network_stages_ = names;
+      if (names != network_stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
       output_.resize(static_cast<std::size_t>(batch_ * y.shape().size()));
     }
   }
@@ -319,23 +333,30 @@ class Session {
     return model_.network()(context, x);
   }
 
-  void run_whole() noexcept {
-    context_->set_level(level_);
-    write_rows(compute(*context_, 0, batch_), output_.data());
+  /// All pictures by stages: the first micro-batch starts at `level_`, each later one at what `next_level()` gives.
+  template <class NextLevel>
+  void run_staged(const NextLevel& next_level) noexcept {
+    for (index_t first = 0; first < batch_; first += staged_batch_) {
+      context_->set_level(first == 0 ? level_ : next_level());
+      const auto y = compute(*context_, first, std::min(staged_batch_, batch_ - first));
+      write_rows(y, output_.data() + first * y.shape().size());
+    }
   }
 
   Model model_;
   index_t batch_;
   index_t micro_batch_ = 1;
-  bool whole_prepared_ = false;
+  index_t staged_batch_ = 1;  // pictures that pass a stage together in runs by stages
+  bool staged_prepared_ = false;
   std::unique_ptr<ThreadPool> pool_;
   inline static SerialExecutor serial_;          // has no state
-  std::unique_ptr<Context> context_;             // of the whole batch
+  std::unique_ptr<Context> context_;             // of runs by stages
   std::vector<std::unique_ptr<Context>> parts_;  // of the threads that share micro-batches; empty if there are none
   std::vector<Scalar> input_;
   const Scalar* source_ = nullptr;  // what a run reads: `input_`, or the caller's
   std::vector<Scalar> output_;
-  std::vector<std::string> stages_;
+  std::vector<std::string> network_stages_;
+  std::vector<std::string> stages_;  // of all micro-batches
   Level level_;
   std::unique_ptr<Router> router_;
   Clock clock_;
