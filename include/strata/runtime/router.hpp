@@ -103,20 +103,20 @@ class Router {
       raise(Error({"profile: stages"}, {"a multiple of the ", micro_batches_, " micro-batches"}, {stages_}));
 
     normal_quantile_ = std::max(0.0, normal_quantile(options.confidence));
+    log_retained_ = std::log1p(-std::min(slow.gain, 1 - 1e-9));
     for (const auto& stage : profile.stages)
       for (int level = 0; level < levels_; ++level) {
         const StageTimes& times = stage.levels[static_cast<std::size_t>(level)];
-        const double average = profile.whole(Level{level}).median() / stages_;
+        const double average = profile.whole(Level{level}).median() * micro_batches_ / stages_;
         Entry entry;
         entry.rest = times.rest.median();
         entry.spread = std::max(0.0, times.rest.quantile(options.confidence) - entry.rest);
         entry.stage = times.stage.median();
         entry.length = average > 0 ? std::min(entry.stage / average, 16.0) : 1;
-        entry.retained = std::pow(1 - slow.gain, entry.length);
         // The quartiles: an outlier or two in the profile must not make every observation worthless.
         const double quartiles = (times.stage.quantiles[4] - times.stage.quantiles[2]) / 1.349;
         const double relative = entry.stage > 0 ? quartiles / entry.stage : 0;
-        entry.noise = relative * relative + 1e-4;
+        entry.variance = (relative * relative + 1e-4) * entry.stage * entry.stage;
         table_.push_back(entry);
       }
     path_.resize(static_cast<std::size_t>(stages_));
@@ -139,6 +139,7 @@ class Router {
     highest_ = highest;
     next_stage_ = 0;
     last_ = now;
+    observed_ = {};
     late_at_start_ = expired(elapsed());
     const RoutePoint point = make_point(highest);
     const Level level = choose(policy, point);
@@ -158,6 +159,7 @@ class Router {
   /// The last stage has ended: the time since arrival.
   Duration finish(TimePoint now) noexcept {
     observe(now);
+    learn(0);
     return elapsed();
   }
 
@@ -191,9 +193,8 @@ class Router {
     double rest = 0;      ///< median from the stage's start to the end
     double spread = 0;    ///< what the confidence adds to it
     double stage = 0;     ///< median of the stage
-    double length = 1;    ///< of the stage, over that of an average one
-    double retained = 0;  ///< see SlowDown::observe
-    double noise = 0;
+    double length = 1;    ///< of the stage, over that of an average one of the network with all pictures
+    double variance = 0;  ///< of the stage's time when nothing disturbs
   };
 
   [[nodiscard]] const Entry& at(int stage, Level level) const noexcept {
@@ -222,9 +223,19 @@ class Router {
     const TimePoint start = last_;
     if (now > last_) last_ = now;
     const Entry& entry = at(next_stage_ - 1, path_[static_cast<std::size_t>(next_stage_ - 1)]);
-    if (entry.stage > 0)
-      slow_down_.observe(static_cast<double>(detail::since(start, last_).count()) / entry.stage, entry.retained,
-                         entry.length, entry.noise);
+    if (!(entry.stage > 0)) return;
+    observed_.time += static_cast<double>(detail::since(start, last_).count());
+    observed_.expected += entry.stage;
+    observed_.length += entry.length;
+    observed_.variance += entry.variance;
+    learn(least_length);
+  }
+  /// Gives what was observed to the estimate, if it is at least so long.
+  void learn(double least) noexcept {
+    if (!(observed_.expected > 0) || observed_.length < least) return;
+    slow_down_.observe(observed_.time / observed_.expected, std::exp(log_retained_ * observed_.length),
+                       observed_.length, observed_.variance / (observed_.expected * observed_.expected));
+    observed_ = {};
   }
 
   /// x with P(X <= x) = probability for a standard normal X, by bisection.
@@ -238,12 +249,24 @@ class Router {
     return (low + high) / 2;
   }
 
+  /// Stages shorter than this, over an average one, are observed together: those of micro-batches are so short that
+  /// their times say more about jitter than about the rest of the run.
+  static constexpr double least_length = 0.5;
+
   RouterOptions options_;
   int levels_;
   int stages_;
   int micro_batches_;
   SlowDown slow_down_;
   double normal_quantile_ = 0;
+  double log_retained_ = 0;  ///< of the slow-down's mean after an average stage: log(1 - gain)
+  /// Stages of this run that the slow-down has not been told about.
+  struct Observed {
+    double time = 0;
+    double expected = 0;
+    double length = 0;
+    double variance = 0;
+  } observed_;
   std::vector<Entry> table_;
   std::vector<Level> path_;
   int next_stage_ = 0;  ///< that has not begun
