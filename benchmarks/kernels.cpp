@@ -59,6 +59,16 @@ constexpr Layer resnet50_layers[] = {
     {256, 256, 14, 3, 1},  {512, 512, 7, 3, 1},   {128, 128, 56, 3, 2},  {256, 256, 28, 3, 2},  {512, 512, 14, 3, 2},
     {512, 256, 56, 1, 2},  {1024, 512, 28, 1, 2}, {2048, 1024, 14, 1, 2}};
 
+/// Those of ResNet-20, for few channels; not in the means.
+constexpr Layer resnet20_layers[] = {{16, 16, 32, 3, 1}, {32, 32, 16, 3, 1}, {64, 64, 8, 3, 1}};
+
+/// Calls `f(layer)` for all layers.
+template <class F>
+void for_each_layer(F&& f) {
+  for (const Layer& layer : resnet50_layers) f(layer);
+  for (const Layer& layer : resnet20_layers) f(layer);
+}
+
 /// What is run on each layer.
 struct Contender {
   const char* name;
@@ -247,7 +257,7 @@ class TableReporter : public benchmark::ConsoleReporter {
     for (const Contender& contender : contenders) names.emplace_back(contender.name);
     names.emplace_back(dense_name);
     names.emplace_back(peer_name);
-    for (const Layer& layer : resnet50_layers) {
+    for_each_layer([&](const Layer& layer) {
       const Row* const dense_peer = find(layer.name() + "/" + peer_name);
       for (const std::string& name : names) {
         const Row* const row = find(layer.name() + "/" + name);
@@ -257,7 +267,7 @@ class TableReporter : public benchmark::ConsoleReporter {
         if (dense_peer != nullptr) std::printf("%8.2fx", dense_peer->microseconds / row->microseconds);
         std::printf("\n");
       }
-    }
+    });
     std::printf("\ngeometric means over the 1x1 and 3x3 layers\n%-30s %8s %9s\n", "weights", "of peak", "speed-up");
     for (const std::string& name : names) print_mean(name, *top);
   }
@@ -301,14 +311,14 @@ class TableReporter : public benchmark::ConsoleReporter {
 
 int main(int argc, char** argv) {
   benchmark::RegisterBenchmark(peak_name, peak);
-  for (const Layer& layer : resnet50_layers) {
+  for_each_layer([&](const Layer& layer) {
     for (const Contender& contender : contenders)
       add(layer, contender.name, [&layer, &contender] { return sparse_kernel(layer, contender); });
     add(layer, dense_name, [&layer] { return dense_kernel(layer); });
 #if defined(STRATA_ONEDNN)
     add(layer, peer_name, [&layer] { return Peer(layer); });
 #endif
-  }
+  });
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   TableReporter reporter;

@@ -165,3 +165,34 @@ TEST_CASE("convolutions agree with the plain loops") {
           }
   CHECK(combinations > 300);
 }
+
+TEST_CASE("rows of whole vectors agree with the plain loops") {
+  // Heights of several tiles, the last one short; taps that reach beyond a tile, kernels of one row and one column;
+  // channels of one block of columns, of several, and too many for a panel by rows.
+  struct Geometry {
+    strata::Pair kernel, padding, dilation;
+  };
+  const Geometry geometries[] = {{3, 1, 1},           {5, 2, 1},           {3, 2, 2}, {{3, 1}, {1, 0}, 1},
+                                 {{1, 3}, {0, 1}, 1}, {{2, 4}, {0, 0}, 1}, {3, 0, 1}, {7, 3, 1}};
+  int combinations = 0;
+  for (const auto& [height, width] :
+       {std::pair<index_t, index_t>{32, 32}, {16, 16}, {1, 48}, {3, 16}, {33, 64}, {40, 16}})
+    for (const Geometry& geometry : geometries)
+      for (const auto& [in, out] : {std::pair<index_t, index_t>{3, 5}, {16, 16}, {33, 20}, {70, 9}}) {
+        strata::Conv2dOptions o;
+        o.in_channels = in;
+        o.out_channels = out;
+        o.kernel = geometry.kernel;
+        o.padding = geometry.padding;
+        o.dilation = geometry.dilation;
+        o.norm = true;
+        o.activation = strata::Activation::relu;
+        if (o.output_height(height) < 1 || o.output_width(width) < 1) continue;
+        const Case c{o, height, width, 1 + combinations % 2, 0.2, combinations % 3 == 0, 1 + combinations % 3};
+        ++combinations;
+        INFO(height << "x" << width << " kernel " << o.kernel.h << "x" << o.kernel.w << " dilation " << o.dilation.h
+                    << " channels " << in << " to " << out << " batch " << c.batch << " threads " << c.threads);
+        CHECK(difference(c) < 4e-4F);
+      }
+  CHECK(combinations > 150);
+}

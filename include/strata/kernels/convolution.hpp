@@ -10,6 +10,7 @@
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
 #include <strata/kernels/panel.hpp>
+#include <strata/kernels/row_panel.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 
 namespace strata::kernels {
@@ -33,6 +34,16 @@ template <class Batch, class Scalar, class Index>
 template <class Batch, class Scalar>
 [[nodiscard]] constexpr index_t max_piece(const DenseMatrix<Scalar>&) noexcept {
   return index_t{2} * detail::dense_vectors;
+}
+
+/// Whether a panel may have its columns in other places than a pitch apart.
+template <class Scalar, class Index>
+[[nodiscard]] constexpr bool takes_offsets(const LeveledCsr<Scalar, Index>&) noexcept {
+  return true;
+}
+template <class Scalar>
+[[nodiscard]] constexpr bool takes_offsets(const DenseMatrix<Scalar>&) noexcept {
+  return false;
 }
 
 /// A tile cut into pieces that one kernel call computes, all of about the same width.
@@ -108,18 +119,25 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
   const bool direct = shape.pointwise() && in.tile_pitch % lanes == 0;
   const Pieces pieces(ceil_div(out.tile_pitch, lanes), max_piece<Batch>(weights));
   const PanelPlan plan(shape, in, out, weights.block_columns(), lanes, pieces.begin(1));
+  constexpr auto element = static_cast<index_t>(sizeof(Scalar));
+  const RowPanel rows(shape, in, out, lanes, pieces.begin(1), element);
+  const bool by_rows = takes_offsets(weights) && rows.applies();
   const bool grouped = shape.groups > 1;
   const index_t rows_per_group = shape.out_channels / shape.groups;
   const WorkSplit split(out.tiles * pieces.count(), grouped ? shape.groups : shape.out_channels,
                         grouped ? 1 : weights.row_group(), static_cast<index_t>(executor.threads()));
-  const index_t task_bytes = round_up(plan.size() * static_cast<index_t>(sizeof(Scalar)), Block::alignment);
+  const index_t task_bytes = round_up((by_rows ? rows.size() : plan.size()) * element, Block::alignment);
   // Rows of a piece lie a channel apart, which no hardware prefetcher follows. Outputs that the caches hold anyway need
   // none.
-  const bool outputs_leave_cache = out.size() * static_cast<index_t>(sizeof(Scalar)) > cached_output;
+  const bool outputs_leave_cache = out.size() * element > cached_output;
   const Block scratch = direct ? Block() : arena.take(split.tasks() * task_bytes);
+  const Block table = by_rows ? arena.take(shape.columns() * static_cast<index_t>(sizeof(std::uint32_t))) : Block();
+  auto* const offsets = by_rows ? reinterpret_cast<std::uint32_t*>(table.data()) : nullptr;
+  if (by_rows) rows.fill_offsets(element, offsets);
   executor.parallel_for(split.tasks(), [&](index_t task) {
     Scalar* const panel = direct ? nullptr : reinterpret_cast<Scalar*>(scratch.data() + task * task_bytes);
-    index_t prepared = -1;  // the tile whose masks are behind the panel
+    index_t prepared = -1;  // the tile whose masks (or, by rows, input) the panel has
+    index_t filled = 0;     // by rows: the first row of the tile that the panel does not have
     split.for_each(task, [&](index_t item, index_t first, index_t last) {
       const index_t tile = item / pieces.count();
       const index_t begin = pieces.begin(item % pieces.count()) * lanes;
@@ -127,7 +145,15 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
       const index_t used = out.tile_width(tile);  // less than the tile where a picture or the batch ends
       if (begin >= used) return;
       const RowWidth width = RowWidth::of<Batch>(used < end ? used - begin : end - begin);
-      if (!direct && tile != prepared) {
+      if (by_rows) {
+        if (prepared < 0) rows.prepare(panel);
+        const index_t first_row = begin / out.row_pitch;
+        if (tile != prepared || filled < first_row) filled = first_row;
+        const index_t end_row = rows.end_row(used < end ? used : end);
+        if (filled < end_row) rows.template fill<Arch>(input, tile, filled, end_row, panel);
+        filled = end_row;
+        prepared = tile;
+      } else if (!direct && tile != prepared) {
         plan.prepare(tile, prepared < 0, panel);
         prepared = tile;
       }
@@ -146,12 +172,12 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
           job.first_block = block == 0;
           job.last_block = block + 1 == weights.blocks();
           const index_t column = block * weights.block_columns();
-          if (in.tiles == out.tiles && !grouped && !job.last_block) {
+          if (in.tiles == out.tiles && !grouped && !by_rows && !job.last_block) {
             const index_t next = (column + weights.block_columns()) / shape.taps();
             job.prefetch = input + tile * in.tile_size() + next * in.tile_pitch + begin;
             job.prefetch_columns = ceil_div(weights.block_width(block + 1), shape.taps());
             job.prefetch_pitch = in.tile_pitch;
-            job.prefetch_bytes = (end - begin) * static_cast<index_t>(sizeof(Scalar));
+            job.prefetch_bytes = (end - begin) * element;
           } else {
             job.prefetch_columns = 0;
           }
@@ -159,6 +185,9 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
             const index_t channel = group * (shape.in_channels / shape.groups) + column;
             job.panel = input + tile * in.tile_size() + channel * in.tile_pitch + begin;
             job.panel_pitch = in.tile_pitch;
+          } else if (by_rows) {
+            job.panel = panel + begin;
+            job.offsets = offsets + column;
           } else {
             job.panel = panel;
             job.panel_pitch = end - begin;

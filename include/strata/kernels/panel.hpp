@@ -47,8 +47,9 @@ class PanelPlan {
   template <class Scalar>
   void prepare(index_t tile, bool first, Scalar* panel) const noexcept {
     const index_t part = tile % output_.tiles_per_image();
-    // All tiles between the first and the last one of a picture have the same masks, and so have whole pictures.
-    const bool same_as_before = output_.tiles_per_image() == 1 || (part > 1 && part + 1 < output_.tiles_per_image());
+    // Tiles from which no tap leaves the picture have the same masks, and so have whole pictures.
+    const bool same_as_before =
+        output_.tiles_per_image() == 1 || (part > 0 && stays_inside(part - 1) && stays_inside(part));
     if (phases_.applies() && first) phases_.prepare(panel + panel_size_);
     if (!same_tiles_ || (!first && same_as_before)) return;
     Scalar* mask = panel + panel_size_;
@@ -73,6 +74,13 @@ class PanelPlan {
   }
 
  private:
+  /// Whether all vertical taps of a tile's rows lie in the picture.
+  [[nodiscard]] bool stays_inside(index_t part) const noexcept {
+    const index_t top = part * output_.tile_rows - shape_.padding.h;
+    const index_t span = output_.tile_rows + (shape_.kernel.h - 1) * shape_.dilation.h;
+    return top >= 0 && top + span <= output_.height;
+  }
+
   template <class Scalar>
   static void set_mask(Scalar* mask, index_t count, bool inside) noexcept {
     std::memset(mask, inside ? 0xFF : 0, static_cast<std::size_t>(count) * sizeof(Scalar));
@@ -117,7 +125,9 @@ class PanelPlan {
     const Scalar* const column_mask = panel + panel_size_ + kx * output_.tile_pitch + part.begin;
     const Scalar* const own_mask = panel + panel_size_ + (shape_.kernel.w + 2 * ky) * output_.tile_pitch + part.begin;
     const Scalar* const other_mask = own_mask + output_.tile_pitch;
+    // Whole pictures may be read beyond their ends, as far as the guards reach.
     const bool split = output_.tile_rows < output_.height;
+    const index_t margin = split ? 0 : Block::guard / static_cast<index_t>(sizeof(Scalar));
     tile += first_channel * input_.tile_pitch + part.begin + shift;
     panel += (first_channel * taps + tap - part.first) * part.pitch;
     const index_t step = taps * part.pitch;
@@ -128,7 +138,7 @@ class PanelPlan {
       const Batch own = columns & Batch::load_aligned(own_mask + x);
       const Scalar* source = tile + x;
       Scalar* target = panel + x;
-      if (!split || (at >= 0 && at + lanes <= extent)) {
+      if (at >= -margin && at + lanes <= extent + margin) {
         for (index_t c = first_channel; c < last_channel; ++c, source += input_.tile_pitch, target += step)
           (Batch::load_unaligned(source) & own).store_aligned(target);
         continue;

@@ -104,7 +104,9 @@ struct TileJob {
   bool last_block = true;         ///< apply the epilogue
   const Scalar* panel = nullptr;  ///< of the block's first column
   index_t panel_pitch = 0;        ///< from a column to the next one; a multiple of the vector size
-  Scalar* output = nullptr;       ///< of row 0; `output_pitch` to the next row; aligned to a vector
+  /// Instead of a pitch, for sparse weights: the bytes from `panel` to each column of the block, whole vectors.
+  const std::uint32_t* offsets = nullptr;
+  Scalar* output = nullptr;  ///< of row 0; `output_pitch` to the next row; aligned to a vector
   index_t output_pitch = 0;
   Epilogue<Scalar> epilogue;  ///< residual laid out as the output
   /// What is read next, to be brought into the cache while this job computes: `prefetch_columns` runs of
@@ -192,8 +194,9 @@ struct RowSums {
   std::array<Tail, tail ? 1 : 0> last;
 };
 
-/// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers.
-template <class Arch, bool tail, int strata, class Scalar, class Index, std::size_t... v>
+/// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers. `table`: columns lie where `job.offsets`
+/// says.
+template <class Arch, bool tail, bool table, int strata, class Scalar, class Index, std::size_t... v>
 [[gnu::noinline]] void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, int first, const TileJob<Scalar>& job,
                                    std::index_sequence<v...>) noexcept {
   // How far each stratum was read: one number beside constant pointers, since compilers make slow vectors of pointers
@@ -203,7 +206,8 @@ template <class Arch, bool tail, int strata, class Scalar, class Index, std::siz
   for (int s = 0; s < strata; ++s)
     cursors[static_cast<std::size_t>(s)] = cursor_at(matrix, first + s, job.block, job.first_row);
   const auto* const panel = reinterpret_cast<const std::byte*>(job.panel);
-  const index_t pitch = job.panel_pitch * static_cast<index_t>(sizeof(Scalar));
+  [[maybe_unused]] const index_t pitch = job.panel_pitch * static_cast<index_t>(sizeof(Scalar));
+  [[maybe_unused]] const std::uint32_t* const offsets = job.offsets;
   const std::uint8_t* const order = matrix.order().data() + job.block * matrix.rows();
   const index_t row_group = matrix.row_group();
   Prefetcher<Scalar> prefetcher(job, row_group);
@@ -227,7 +231,11 @@ template <class Arch, bool tail, int strata, class Scalar, class Index, std::siz
         const Scalar* const values = cursor.values;
         const Index* const indices = cursor.indices;
         for (; k != end; ++k)
-          sums.add(values[k], reinterpret_cast<const Scalar*>(panel + static_cast<index_t>(indices[k]) * pitch));
+          if constexpr (table) {
+            sums.add(values[k], reinterpret_cast<const Scalar*>(panel + offsets[indices[k]]));
+          } else {
+            sums.add(values[k], reinterpret_cast<const Scalar*>(panel + static_cast<index_t>(indices[k]) * pitch));
+          }
       };
       add_stratum(0);
       if constexpr (strata == 2) add_stratum(1);
@@ -247,29 +255,29 @@ template <class Arch, bool tail, int strata, class Scalar, class Index, std::siz
 }
 
 /// Between passes the sums wait in the output.
-template <class Arch, std::size_t vectors, bool tail, class Scalar, class Index>
+template <class Arch, std::size_t vectors, bool tail, bool table, class Scalar, class Index>
 void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
   constexpr int most = strata_of_a_pass;
-  if (level.index == 0) return sparse_tile<Arch, tail, 1>(matrix, 0, job, each);
+  if (level.index == 0) return sparse_tile<Arch, tail, table, 1>(matrix, 0, job, each);
   TileJob<Scalar> pass = job;
   for (int first = 0; first <= level.index; first += most) {
     pass.first_block = job.first_block && first == 0;
     pass.last_block = job.last_block && first + most > level.index;
     if (first + most <= level.index + 1) {
-      sparse_tile<Arch, tail, most>(matrix, first, pass, each);
+      sparse_tile<Arch, tail, table, most>(matrix, first, pass, each);
     } else {
-      sparse_tile<Arch, tail, 1>(matrix, first, pass, each);
+      sparse_tile<Arch, tail, table, 1>(matrix, first, pass, each);
     }
     pass.prefetch_columns = 0;  // the first pass has fetched all
   }
 }
 
-template <class Arch, class Scalar, class Index, std::size_t... v>
+template <class Arch, bool table, class Scalar, class Index, std::size_t... v>
 void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job,
                     std::index_sequence<v...>) noexcept {
   using Kernel = void (*)(const LeveledCsr<Scalar, Index>&, Level, const TileJob<Scalar>&) noexcept;
-  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, false, Scalar, Index>...};
+  static constexpr Kernel kernels[] = {sparse_tile_entry<Arch, v + 1, false, table, Scalar, Index>...};
   kernels[vectors - 1](matrix, level, job);
 }
 
@@ -277,17 +285,18 @@ void sparse_tile_of(index_t vectors, const LeveledCsr<Scalar, Index>& matrix, Le
 
 /// output[row] (+)= matrix[row, block] x panel for the rows of the job at `level`; a row of the panel and of the output
 /// is as long as `width` says.
-/// Preconditions: `width` is what `RowWidth::of` gives; 1 <= its vectors <= max_kernel_vectors; level.index <
-/// min(matrix.levels(), max_strata).
+/// Preconditions: `width` is what `RowWidth::of` gives, without a tail if the job has `offsets`; 1 <= its vectors <=
+/// max_kernel_vectors; level.index < min(matrix.levels(), max_strata).
 template <class Arch, class Scalar, class Index>
 void sparse_tile(const LeveledCsr<Scalar, Index>& matrix, Level level, RowWidth width,
                  const TileJob<Scalar>& job) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr std::make_index_sequence<static_cast<std::size_t>(max_kernel_vectors<Batch>)> counts{};
+  if (job.offsets != nullptr) return detail::sparse_tile_of<Arch, true>(width.vectors, matrix, level, job, counts);
   if constexpr (!std::is_void_v<TailBatch<Batch>>)
     if (width.tail)
-      return detail::sparse_tile_entry<Arch, static_cast<std::size_t>(tail_vectors), true>(matrix, level, job);
-  detail::sparse_tile_of<Arch>(width.vectors, matrix, level, job, counts);
+      return detail::sparse_tile_entry<Arch, static_cast<std::size_t>(tail_vectors), true, false>(matrix, level, job);
+  detail::sparse_tile_of<Arch, false>(width.vectors, matrix, level, job, counts);
 }
 
 /// The scalar twin of `sparse_tile`: `width` pixels a row, one at a time.
@@ -304,7 +313,9 @@ void sparse_tile_reference(const LeveledCsr<Scalar, Index>& matrix, Level level,
       auto& cursor = cursors[static_cast<std::size_t>(s)];
       const auto length = static_cast<index_t>(*cursor.lengths++);
       for (index_t k = 0; k < length; ++k, ++cursor.values, ++cursor.indices) {
-        const index_t offset = static_cast<index_t>(*cursor.indices) * job.panel_pitch;
+        const index_t offset = job.offsets == nullptr
+                                   ? static_cast<index_t>(*cursor.indices) * job.panel_pitch
+                                   : static_cast<index_t>(job.offsets[*cursor.indices] / sizeof(Scalar));
         for (index_t x = 0; x < width; ++x) output[x] += *cursor.values * job.panel[offset + x];
       }
     }
