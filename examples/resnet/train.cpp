@@ -46,6 +46,7 @@ struct Options {
   double decay = 5e-4;
   double distillation = 0.8;
   double temperature = 3;
+  int paths = 1;
   double floor = 0.02;
   double stem_floor = 0.5;
   double classifier_floor = 0.3;
@@ -124,7 +125,7 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   recipe.decay = options.decay;
   recipe.distillation = options.distillation;
   recipe.temperature = options.temperature;
-  recipe.random_paths = budgets.size() > 2 ? 1 : 0;
+  recipe.random_paths = recipe.tune_paths = options.paths;
   recipe.floor = options.floor;
   recipe.floors = {{"conv1.weight", options.stem_floor}, {"fc.weight", options.classifier_floor}};
   const double e = options.epochs;
@@ -146,9 +147,10 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
     // A joint step runs the teacher forwards, both ends and the random paths; a bottom-up step the teacher and one.
     const double teacher = options.distillation > 0 ? 1.0 / 3 : 0;
     const double ends = budgets.size() > 1 ? 2 : 1;
-    const double factor = (ends + recipe.random_paths + teacher) / (1 + teacher);
+    const double paths = budgets.size() > 1 ? recipe.random_paths : 0;
+    const double factor = (ends + paths + teacher) / (1 + teacher);
     recipe.prune_epochs *= factor;
-    recipe.fixed_epochs = recipe.fixed_epochs * factor + recipe.tune_epochs;
+    recipe.fixed_epochs = recipe.fixed_epochs * factor + recipe.tune_epochs * (1 + paths + teacher) / (1 + teacher);
   }
   return recipe;
 }
@@ -307,6 +309,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--temperature", options.temperature, "of distillation")->capture_default_str();
+  app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
+      ->check(CLI::Range(0, 16))
+      ->capture_default_str();
   app.add_option("--floor", options.floor, "least density of every layer")->capture_default_str();
   app.add_option("--stem-floor", options.stem_floor, "of the first convolution")->capture_default_str();
   app.add_option("--classifier-floor", options.classifier_floor, "of the classifier")->capture_default_str();

@@ -13,10 +13,10 @@
 
 namespace strata::kernels {
 
-/// The panel of a tile for a convolution of stride 1: for every channel and horizontal tap the rows that the tile needs,
-/// those above and below it included, moved by the tap and with zeros outside the picture. All vertical taps read the
-/// same copy, so that it takes `kernel.w` stores a pixel instead of `taps()`; the pieces of a tile, computed from top to
-/// bottom, share the rows between them. Every column's distance from the panel is in a table.
+/// The panel of a tile for a convolution of stride 1: for every channel and horizontal tap the rows that the tile
+/// needs, those above and below it included, moved by the tap and with zeros outside the picture. All vertical taps
+/// read the same copy, so that it takes `kernel.w` stores a pixel instead of `taps()`; the pieces of a tile, computed
+/// from top to bottom, share the rows between them. Every column's distance from the panel is in a table.
 ///
 /// That pays where building panels takes as long as multiplying: few channels, of which a piece's rows stay in the L1
 /// cache.
@@ -59,8 +59,7 @@ class RowPanel {
     for (index_t c = 0; c < shape_.in_channels; ++c)
       for (index_t ky = 0; ky < shape_.kernel.h; ++ky)
         for (index_t kx = 0; kx < shape_.kernel.w; ++kx)
-          *offsets++ =
-              static_cast<std::uint32_t>(((c * shape_.kernel.w + kx) * pitch_ + ky * down) * element_bytes);
+          *offsets++ = static_cast<std::uint32_t>(((c * shape_.kernel.w + kx) * pitch_ + ky * down) * element_bytes);
   }
 
   /// Fills the masks behind the panel, which are the same for all tiles.

@@ -231,6 +231,7 @@ class Trainer {
 
   [[nodiscard]] double passes_per_step(const Phase& phase) const {
     const double teacher = phase.kind == Phase::Kind::dense || recipe_.distillation == 0 ? 0 : 1.0 / 3;
+    if (phase.kind == Phase::Kind::tune) return 1 + teacher + (stages_ > 0 ? recipe_.tune_paths : 0);
     if (phase.kind != Phase::Kind::prune && phase.kind != Phase::Kind::fixed) return 1 + teacher;
     return teacher + std::min(2, level_count()) + (level_count() > 1 ? recipe_.random_paths : 0);
   }
@@ -433,10 +434,11 @@ class Trainer {
     };
     std::vector<Path> paths;
     const int top = level_count() - 1;
-    if (phase.kind == Phase::Kind::prune || phase.kind == Phase::Kind::fixed) {
+    const bool joint = phase.kind == Phase::Kind::prune || phase.kind == Phase::Kind::fixed;
+    std::mt19937_64 random(seed_of(step_, 2));
+    if (joint) {
       paths.push_back({Level{top}, -1, {}});
       if (top > 0) paths.push_back({Level{0}, -1, {}});
-      std::mt19937_64 random(seed_of(step_, 2));
       for (int i = 0; top > 0 && i < recipe_.random_paths; ++i) {
         // From any level but the lowest to any below it, at any stage or (a plain level) not at all.
         const int from = 1 + static_cast<int>(random() % static_cast<std::uint64_t>(top));
@@ -446,6 +448,11 @@ class Trainer {
       }
     } else {
       paths.push_back({Level{phase.level}, -1, {}});
+      const int switches = phase.kind == Phase::Kind::tune && stages_ > 0 ? recipe_.tune_paths : 0;
+      for (int i = 0; i < switches; ++i) {
+        const auto at = static_cast<int>(random() % static_cast<std::uint64_t>(stages_));
+        paths.push_back({Level{top}, at, Level{static_cast<int>(random() % static_cast<std::uint64_t>(top))}});
+      }
     }
     double sum = 0;
     for (const Path& path : paths) {

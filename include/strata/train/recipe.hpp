@@ -47,7 +47,10 @@ struct Recipe {
   double tune_rate = 0.01;      ///< at the start of tuning
   index_t masks_per_epoch = 8;  ///< how often masks (joint) or projections (ADMM) are chosen anew while pruning
 
-  int random_paths = 1;       ///< joint: paths per step beside top and bottom level, dropping a level at a random stage
+  int random_paths = 1;  ///< joint: paths per step beside top and bottom level, dropping a level at a random stage
+  /// joint: paths per step beside the top level while it is tuned, dropping from it at a random stage. Without them it
+  /// moves away from the levels below, and a switch to one of those costs accuracy.
+  int tune_paths = 0;
   double distillation = 0.5;  ///< share of distillation from the dense model in the loss of levels, in [0, 1]
   double temperature = 2;     ///< of distillation
   double penalty = 5e-3;      ///< ADMM: rho, the pull towards the projection
@@ -79,6 +82,7 @@ struct Recipe {
     f("tune_rate", tune_rate);
     f("masks_per_epoch", static_cast<double>(masks_per_epoch));
     f("random_paths", random_paths);
+    if (tune_paths != 0) f("tune_paths", tune_paths);  // only then, so that older checkpoints stay valid
     f("distillation", distillation);
     f("temperature", temperature);
     f("penalty", penalty);
@@ -99,9 +103,9 @@ struct Recipe {
   /// Whether the dense phase is the same whatever the value of the number that `visit` calls `name`.
   [[nodiscard]] static bool concerns_levels_only(std::string_view name) {
     constexpr std::string_view names[] = {
-        "arm",          "sparse_rate", "prune_epochs",         "fixed_epochs", "tune_epochs",
-        "tune_rate",    "floor",       "masks_per_epoch",      "random_paths", "penalty",
-        "distillation", "temperature", "recalibration_batches"};
+        "arm",       "sparse_rate",  "prune_epochs",    "fixed_epochs",         "tune_epochs",
+        "tune_rate", "floor",        "masks_per_epoch", "random_paths",         "tune_paths",
+        "penalty",   "distillation", "temperature",     "recalibration_batches"};
     return name.starts_with("floors.") || name.starts_with("levels.") ||
            std::find(std::begin(names), std::end(names), name) != std::end(names);
   }
