@@ -32,7 +32,16 @@ inline void pin_to(const std::vector<int>& cores) {
     strata::raise(strata::Error("cores", "cores that this process may use", "others"));
 }
 
-/// Processes that live as long as the object. They die with the program, however it ends.
+/// Gives the calling thread, and threads that it starts from now on, real-time priority `priority` (SCHED_FIFO): it
+/// runs before every ordinary process. Raises: not permitted.
+inline void set_real_time(int priority) {
+  sched_param parameters{};
+  parameters.sched_priority = priority;
+  if (sched_setscheduler(0, SCHED_FIFO, &parameters) != 0)
+    strata::raise(strata::Error("real-time priority", "a priority that this process may have", "others"));
+}
+
+/// Processes of ordinary priority that live as long as the object. They die with the program, however it ends.
 class Hogs {
  public:
   /// Starts `kind.processes` processes whose schedules count from `start` on the steady clock.
@@ -43,6 +52,8 @@ class Hogs {
       if (child < 0) strata::raise(strata::Error("co-tenants", "a process", "that none can be started"));
       if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        const sched_param ordinary{};
+        sched_setscheduler(0, SCHED_OTHER, &ordinary);
         work(schedule, kind.memory, start);
         _exit(0);
       }

@@ -47,6 +47,8 @@ struct Options {
   std::vector<std::string> policies;
   std::vector<double> factors = {1.2, 1.5, 2, 3};
   std::vector<int> cores;
+  std::string name;
+  int real_time = 0;
   int threads = 1;
   strata::index_t batch = 320;
   strata::index_t micro_batch = 0;
@@ -74,6 +76,8 @@ struct Options {
     if (arrivals == "periodic") return {qos::Arrivals::periodic};
     return {qos::Arrivals::poisson, qos::Arrivals::periodic};
   }
+  /// What rows call the network.
+  [[nodiscard]] std::string row_name() const { return name.empty() ? network : name; }
   /// `whole`: the batch passes each stage as one.
   [[nodiscard]] strata::SessionOptions session(bool whole) const {
     return {.threads = threads, .batch = batch, .micro_batch = whole ? batch : micro_batch};
@@ -186,30 +190,33 @@ void simulate(const Options& options) {
 }
 
 /// One round: the same arrivals and the same schedules of co-tenants for every policy and deadline, in an order that
-/// turns with the round.
+/// turns with the round. Cells that `name` is part of are passed over.
 template <class Server>
 void run_round(Server& server, qos::State& state, const Options& options, const qos::Interference& kind,
                qos::Arrivals arrivals, const std::vector<qos::PolicyName>& policies, std::uint64_t round,
-               double median) {
+               const std::string& name, double median) {
   const auto times =
       qos::make_arrivals(arrivals, options.round, median / options.load, options.seed * 1'000'003 + round);
-  std::vector<Duration> limits;
-  for (const double factor : options.factors) limits.emplace_back(static_cast<std::int64_t>(factor * median));
-  const auto tally = [&](double factor, const std::string& policy) {
-    return &state.tally({options.network, "real", qos::name_of(arrivals), kind.name, factor, policy});
-  };
   for (std::size_t p = 0; p < policies.size(); ++p) {
     const auto& policy = policies[(p + round) % policies.size()];
     const std::uint64_t seed = options.seed * 1'000'003 + round;
+    std::vector<double> factors;
+    std::vector<Duration> limits;
+    std::vector<qos::Tally*> tallies;
+    for (const double factor : options.factors) {
+      if (state.done(name, policy.name, factor)) continue;
+      factors.push_back(factor);
+      limits.emplace_back(static_cast<std::int64_t>(factor * median));
+      tallies.push_back(
+          &state.tally({options.row_name(), "real", qos::name_of(arrivals), kind.name, factor, policy.name}));
+    }
+    if (factors.empty()) continue;
     qos::with_policy(policy.name, server.session().model().levels(), seed, [&](auto chosen) {
-      if (!policy.looks_at_deadline) {
-        std::vector<qos::Tally*> tallies;
-        for (const double factor : options.factors) tallies.push_back(tally(factor, policy.name));
-        return server.serve(chosen, times, kind, seed, limits, tallies);
-      }
+      if (!policy.looks_at_deadline) return server.serve(chosen, times, kind, seed, limits, tallies);
       for (std::size_t k = 0; k < limits.size(); ++k)
-        server.serve(chosen, times, kind, seed, {limits[k]}, {tally(options.factors[k], policy.name)});
+        server.serve(chosen, times, kind, seed, {limits[k]}, {tallies[k]});
     });
+    for (const double factor : factors) state.set_done(name, policy.name, factor);
   }
 }
 
@@ -217,6 +224,7 @@ void run(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const auto policies = options.chosen_policies();  // bad names are refused before any work
   qos::pin_to(options.cores);
+  if (options.real_time > 0) qos::set_real_time(options.real_time);
   qos::State state = qos::State::read(options.state);
   with_server(options, options.session(false), [&](auto& server) {
     // The profile stays beside the model, so that all calls mean the same median.
@@ -225,26 +233,27 @@ void run(const Options& options) {
     const double median = profile.whole(Level{server.session().model().levels() - 1}).median();
     const auto cost = server.router_cost(100, Duration(static_cast<std::int64_t>(1.5 * median)));
     const double decision = qos::decision_cost(profile);
-    state.info()[options.network + " real"] = {
-        {"full_median_ms", median / 1e6},
-        {"sparsest_median_ms", profile.whole(Level{0}).median() / 1e6},
-        {"batch", options.batch},
-        {"micro_batch", profile.key.micro_batch},
-        {"threads", options.threads},
-        {"cores", options.cores},
-        {"load", options.load},
-        {"seed", options.seed},
-        {"confidence", options.confidence},
-        {"margin", options.margin},
-        {"reserve_ms", options.reserve_ms},
-        {"estimator", options.estimator},
-        {"instruction_set", profile.key.instruction_set},
-        {"controller",
-         {{"ns_per_decision", decision},
-          {"decisions_over_latency", decision * (static_cast<double>(profile.stages.size()) + 1) / median},
-          {"undisturbed_plain_ms", cost.plain / 1e6},
-          {"undisturbed_routed_ms", cost.routed / 1e6},
-          {"undisturbed_full_level_share_at_1.5", cost.full_share}}}};
+    const std::string rows = options.row_name() + " real";
+    state.set_settings(rows, {{"network", options.network},
+                              {"full_median_ms", median / 1e6},
+                              {"sparsest_median_ms", profile.whole(Level{0}).median() / 1e6},
+                              {"batch", options.batch},
+                              {"micro_batch", profile.key.micro_batch},
+                              {"threads", options.threads},
+                              {"cores", options.cores},
+                              {"real_time_priority", options.real_time},
+                              {"load", options.load},
+                              {"confidence", options.confidence},
+                              {"margin", options.margin},
+                              {"reserve_ms", options.reserve_ms},
+                              {"estimator", options.estimator},
+                              {"instruction_set", profile.key.instruction_set}});
+    state.info()[rows]["controller"] = {
+        {"ns_per_decision", decision},
+        {"decisions_over_latency", decision * (static_cast<double>(profile.stages.size()) + 1) / median},
+        {"undisturbed_plain_ms", cost.plain / 1e6},
+        {"undisturbed_routed_ms", cost.routed / 1e6},
+        {"undisturbed_full_level_share_at_1.5", cost.full_share}};
     int rounds = 0;
     double longest = 0;
     const int cores = static_cast<int>(std::max<std::size_t>(1, options.cores.size()));
@@ -252,19 +261,22 @@ void run(const Options& options) {
     for (std::uint64_t round = 0; round < needed; ++round)
       for (const auto& kind : options.interferences(cores))
         for (const qos::Arrivals arrivals : options.arrival_kinds()) {
-          const std::string name = options.network + "|" + kind.name + "|" + qos::name_of(arrivals) + "|" +
+          const std::string name = options.row_name() + "|" + kind.name + "|" + qos::name_of(arrivals) + "|" +
                                    std::to_string(options.seed) + "|" + std::to_string(options.round) + "|" +
                                    std::to_string(round);
-          if (state.done(name)) continue;
+          const bool whole = std::all_of(policies.begin(), policies.end(), [&](const auto& policy) {
+            return std::all_of(options.factors.begin(), options.factors.end(),
+                               [&](double factor) { return state.done(name, policy.name, factor); });
+          });
+          if (whole) continue;
           // A round is whole or not there: stop while there is time left for another one.
           if (rounds > 0 && seconds_since(start) + longest > options.seconds) {
             std::printf("%d rounds added, not finished: call again\n", rounds);
             return;
           }
           const auto begin = std::chrono::steady_clock::now();
-          run_round(server, state, options, kind, arrivals, policies, round, median);
+          run_round(server, state, options, kind, arrivals, policies, round, name, median);
           longest = std::max(longest, seconds_since(begin));
-          state.set_done(name);
           state.write(options.state);
           ++rounds;
         }
@@ -341,7 +353,11 @@ int main(int argc, char** argv) {
   simulate_command->add_option("--recording", options.recording, "made by record")->capture_default_str();
   simulate_command->add_option("--out", options.out, "state file to write");
   run_command->add_option("--state", options.state, "state file that grows")->capture_default_str();
-  run_command->add_option("--policies", options.policies, "all if not given; the same ones in every call for a state");
+  run_command->add_option("--policies", options.policies, "all if not given");
+  run_command->add_option("--name", options.name, "what rows call the network, where one is run in several ways");
+  run_command->add_option("--real-time", options.real_time, "SCHED_FIFO priority of the server; 0: none")
+      ->check(CLI::Range(0, 99))
+      ->capture_default_str();
   run_command->add_option("--seconds", options.seconds, "begin no round that would end later")->capture_default_str();
   run_command->add_option("--round", options.round, "requests of each policy in a round")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1'000'000}))

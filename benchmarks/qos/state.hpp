@@ -61,9 +61,25 @@ class State {
     entry.first = cell;
     return entry.second;
   }
-  [[nodiscard]] bool done(const std::string& round) const { return done_.contains(round); }
-  void set_done(const std::string& round) { done_.insert(round); }
+  /// Whether `policy` has served `round` with that deadline over the median, alone or with all other policies (as
+  /// rounds were once named).
+  [[nodiscard]] bool done(const std::string& round, const std::string& policy, double deadline) const {
+    return done_.contains(round) || done_.contains(part(round, policy, deadline));
+  }
+  void set_done(const std::string& round, const std::string& policy, double deadline) {
+    done_.insert(part(round, policy, deadline));
+  }
   [[nodiscard]] nlohmann::json& info() { return info_; }
+  /// Takes what all rows of `name` have in common. Raises: rows that are there already were measured with others.
+  void set_settings(const std::string& name, const nlohmann::json& settings) {
+    nlohmann::json& known = info_[name];
+    for (const auto& [key, value] : settings.items()) {
+      if (known.contains(key) && known.at(key) != value)
+        strata::raise(
+            strata::Error("state: " + name + ", " + key, known.at(key).dump() + " as in its rows", value.dump()));
+      known[key] = value;
+    }
+  }
 
   /// Adds all of `other`.
   void merge(const State& other) {
@@ -83,6 +99,10 @@ class State {
   [[nodiscard]] const std::map<std::string, std::pair<Cell, Tally>>& cells() const { return cells_; }
 
  private:
+  [[nodiscard]] static std::string part(const std::string& round, const std::string& policy, double deadline) {
+    return Cell{round, "", "", "", deadline, policy}.key();
+  }
+
   std::map<std::string, std::pair<Cell, Tally>> cells_;
   std::set<std::string> done_;
   nlohmann::json info_ = nlohmann::json::object();

@@ -168,10 +168,18 @@ TEST_CASE("state files add up and rows say what they have to") {
   const qos::Cell cell{"net", "real", "poisson", "none", 1.5, "both"};
   for (int i = 0; i < 1000; ++i)
     state.tally(cell).add(i % 4 == 0 ? "110" : "111", 2, 1e6 + i, i % 100 != 0, 10, i % 2 == 0 ? 9 : 8);
-  state.set_done("round");
+  state.set_done("round", "both", 1.5);
+  state.set_settings("net real", {{"batch", 8}, {"load", 0.5}});
   state.write(path);
   qos::State twice = qos::State::read(path);
-  CHECK(twice.done("round"));
+  CHECK(twice.done("round", "both", 1.5));
+  CHECK_FALSE(twice.done("round", "both", 2));
+  CHECK_FALSE(twice.done("round", "start", 1.5));
+  CHECK_FALSE(twice.done("other", "both", 1.5));
+  // Rows of other settings under the same name would add up to nothing.
+  CHECK_NOTHROW(twice.set_settings("net real", {{"batch", 8}, {"load", 0.5}, {"threads", 1}}));
+  CHECK_NOTHROW(twice.set_settings("other real", {{"batch", 4}}));
+  CHECK_THROWS_AS(twice.set_settings("net real", {{"batch", 4}}), strata::Error);
   CHECK(twice.rows() == state.rows());
   twice.merge(qos::State::read(path));
   std::filesystem::remove(path);
