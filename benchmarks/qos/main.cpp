@@ -212,9 +212,10 @@ void run_round(Server& server, qos::State& state, const Options& options, const 
     }
     if (factors.empty()) continue;
     qos::with_policy(policy.name, server.session().model().levels(), seed, [&](auto chosen) {
-      if (!policy.looks_at_deadline) return server.serve(chosen, times, kind, seed, limits, tallies);
+      const std::size_t first_batch = static_cast<std::size_t>(round) * options.round;
+      if (!policy.looks_at_deadline) return server.serve(chosen, times, first_batch, kind, seed, limits, tallies);
       for (std::size_t k = 0; k < limits.size(); ++k)
-        server.serve(chosen, times, kind, seed, {limits[k]}, {tallies[k]});
+        server.serve(chosen, times, first_batch, kind, seed, {limits[k]}, {tallies[k]});
     });
     for (const double factor : factors) state.set_done(name, policy.name, factor);
   }

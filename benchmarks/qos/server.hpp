@@ -26,7 +26,8 @@
 
 namespace qos {
 
-/// A model, a session over it and batches of test pictures with their labels.
+/// A model, a session over it and batches of test pictures with their labels, in a random order that is always the same
+/// (files have them by class).
 template <class Model>
 class Server {
  public:
@@ -34,10 +35,11 @@ class Server {
       : session_(model, options), batch_(options.batch) {
     const strata::index_t batch = batch_;
     const strata::index_t count = std::max<strata::index_t>(1, data.size() / batch);
+    const auto order = strata::train::shuffled(data.size(), 1, 0);
     for (strata::index_t b = 0; b < count; ++b) {
       std::vector<std::uint32_t> indices;
       for (strata::index_t i = 0; i < batch; ++i)
-        indices.push_back(static_cast<std::uint32_t>((b * batch + i) % data.size()));
+        indices.push_back(order[static_cast<std::size_t>((b * batch + i) % data.size())]);
       std::vector<std::uint8_t> labels;
       data.batch(indices.data(), batch, pictures_.emplace_back(), labels);
       labels_.emplace_back(labels.begin(), labels.end());
@@ -101,11 +103,12 @@ class Server {
     return accuracy;
   }
 
-  /// Serves the arrivals of one trace with one policy beside `kind` and adds what came of it to `tallies`, one for each
-  /// of `limits`. The policy works against the first limit; more than one make sense if it does not look at it.
+  /// Serves the arrivals of one trace, with batches from `first_batch` on, with one policy beside `kind` and adds what
+  /// came of it to `tallies`, one for each of `limits`. The policy works against the first limit; more than one make
+  /// sense if it does not look at it.
   template <class Policy>
-  void serve(Policy policy, const std::vector<double>& arrivals, const Interference& kind, std::uint64_t seed,
-             const std::vector<strata::Duration>& limits, const std::vector<Tally*>& tallies) {
+  void serve(Policy policy, const std::vector<double>& arrivals, std::size_t first_batch, const Interference& kind,
+             std::uint64_t seed, const std::vector<strata::Duration>& limits, const std::vector<Tally*>& tallies) {
     const strata::Clock clock;
     session_.router()->reset();
     const strata::TimePoint start = clock() + std::chrono::milliseconds(20);
@@ -114,9 +117,10 @@ class Server {
     for (std::size_t i = 0; i < arrivals.size(); ++i) {
       const strata::TimePoint arrival = start + strata::Duration(static_cast<std::int64_t>(arrivals[i]));
       std::this_thread::sleep_until(arrival);
-      const auto result = session_.run(pictures(i), strata::Deadline(limits.front(), arrival), policy);
+      const std::size_t batch = first_batch + i;
+      const auto result = session_.run(pictures(batch), strata::Deadline(limits.front(), arrival), policy);
       const std::string path = path_text(result.path);
-      const auto right = static_cast<double>(correct(result.output, i));
+      const auto right = static_cast<double>(correct(result.output, batch));
       for (std::size_t k = 0; k < limits.size(); ++k)
         tallies[k]->add(path, session_.model().levels(), static_cast<double>(result.finish.count()),
                         result.finish <= limits[k], static_cast<double>(batch_), right);
