@@ -5,9 +5,11 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -44,17 +46,21 @@ def parse():
 
 def strata_times(options):
     """Microseconds by (shape, density or 1) of one run of benchmarks/kernels."""
-    output = subprocess.run([options.kernels, "--benchmark_format=json", "--benchmark_min_time=0.005",
-                             "--benchmark_repetitions=3",
-                             "--benchmark_filter=^convolution/[0-9]+/[0-9]+/[0-9]+/1/1/[0-9]+/1$"], check=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".json") as report:
+        subprocess.run([options.kernels, f"--benchmark_out={report.name}", "--benchmark_out_format=json",
+                        "--benchmark_min_time=0.005", "--benchmark_repetitions=3",
+                        "--benchmark_filter=1x1, /1/(13.38 %|5.38 %|dense kernel)$"], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        rows = json.load(report)["benchmarks"]
     scale = {"ns": 1e-3, "us": 1, "ms": 1e3}
     times = {}
-    for row in json.loads(output)["benchmarks"]:
+    for row in rows:
         if row.get("aggregate_name") != "median":
             continue
-        out, columns, size, _, _, density, _ = map(int, row["run_name"].split("/")[1:8])
-        times[(out, columns, size * size), density / 1e4] = row["real_time"] * scale[row["time_unit"]]
+        name = re.match(r"(\d+) x (\d+), (\d+)x\d+, 1x1, /1/(?:([\d.]+) %|dense kernel)", row["run_name"])
+        out, columns, size = map(int, name.groups()[:3])
+        density = float(name[4]) / 100 if name[4] else 1
+        times[(out, columns, size * size), round(density, 4)] = row["real_time"] * scale[row["time_unit"]]
     return times
 
 
