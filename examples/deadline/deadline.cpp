@@ -97,10 +97,14 @@ struct Counts {
   double slowest = 0;
 };
 
-/// The levels of a run's stages, such as "1 1 0".
+/// The levels of a run's stages, such as "1 x 20, 0 x 4": there are as many as micro-batches times stages.
 std::string path_text(std::span<const Level> path) {
   std::string text;
-  for (const Level level : path) text += (text.empty() ? "" : " ") + std::to_string(level.index);
+  for (auto first = path.begin(); first != path.end();) {
+    const auto last = std::find_if(first, path.end(), [&](Level level) { return level != *first; });
+    text += (text.empty() ? "" : ", ") + std::to_string(first->index) + " x " + std::to_string(last - first);
+    first = last;
+  }
   return text;
 }
 

@@ -21,8 +21,7 @@ using strata::index_t;
 enum class Stem : int {
   photograph = 0,  ///< 7x7 convolution of stride 2, 3x3 maximum of stride 2
   small = 1,       ///< 3x3 convolution of stride 1, for pictures of about 32x32
-  halving = 2,     ///< 3x3 convolution of stride 2, for the same pictures at a quarter of the work
-  quartering = 3   ///< the same and a 3x3 maximum of stride 2: at a sixteenth of the work
+  halving = 2      ///< 3x3 convolution of stride 2, for the same pictures at a quarter of the work
 };
 
 /// The numbers that tell one network of the family from another.
@@ -65,7 +64,7 @@ struct Config {
       ended = ended || blocks[stage] == 0;
     }
     if (auto status = within("width", width, 1, 4096); !status) return status;
-    if (auto status = within("stem", static_cast<index_t>(stem), 0, 3); !status) return status;
+    if (auto status = within("stem", static_cast<index_t>(stem), 0, 2); !status) return status;
     if (auto status = within("classes", classes, 1, 1'000'000); !status) return status;
     if (auto status = within("picture_channels", picture_channels, 1, 4096); !status) return status;
     if (auto status = within("picture_height", picture_height, 1, 16384); !status) return status;
@@ -74,7 +73,7 @@ struct Config {
 };
 
 /// The networks that programs know by name, as torchvision and the paper call them; "-small": behind the stem for small
-/// pictures, "-halving" and "-quartering": behind those that halve and quarter them. Errors: another name.
+/// pictures, "-halving": behind the one that halves them. Errors: another name.
 [[nodiscard]] inline strata::Result<Config> config_named(const std::string& name, index_t classes,
                                                          strata::Shape picture) {
   struct Known {
@@ -83,13 +82,13 @@ struct Config {
     bool bottleneck;
   };
   static constexpr std::array known = {
-      Known{"resnet18", {2, 2, 2, 2}, false},        Known{"resnet34", {3, 4, 6, 3}, false},
-      Known{"resnet50", {3, 4, 6, 3}, true},         Known{"resnet101", {3, 4, 23, 3}, true},
-      Known{"resnet152", {3, 8, 36, 3}, true},       Known{"resnet20", {3, 3, 3, 0}, false},
-      Known{"resnet32", {5, 5, 5, 0}, false},        Known{"resnet44", {7, 7, 7, 0}, false},
-      Known{"resnet56", {9, 9, 9, 0}, false},        Known{"resnet110", {18, 18, 18, 0}, false},
-      Known{"resnet18-small", {2, 2, 2, 2}, false},  Known{"resnet50-small", {3, 4, 6, 3}, true},
-      Known{"resnet50-halving", {3, 4, 6, 3}, true}, Known{"resnet50-quartering", {3, 4, 6, 3}, true}};
+      Known{"resnet18", {2, 2, 2, 2}, false},       Known{"resnet34", {3, 4, 6, 3}, false},
+      Known{"resnet50", {3, 4, 6, 3}, true},        Known{"resnet101", {3, 4, 23, 3}, true},
+      Known{"resnet152", {3, 8, 36, 3}, true},      Known{"resnet20", {3, 3, 3, 0}, false},
+      Known{"resnet32", {5, 5, 5, 0}, false},       Known{"resnet44", {7, 7, 7, 0}, false},
+      Known{"resnet56", {9, 9, 9, 0}, false},       Known{"resnet110", {18, 18, 18, 0}, false},
+      Known{"resnet18-small", {2, 2, 2, 2}, false}, Known{"resnet50-small", {3, 4, 6, 3}, true},
+      Known{"resnet50-halving", {3, 4, 6, 3}, true}};
   std::string names;
   for (const Known& network : known) {
     names += (names.empty() ? "" : ", ") + std::string(network.name);
@@ -100,7 +99,6 @@ struct Config {
                   .bottleneck = network.bottleneck,
                   .stem = three || name.ends_with("-small") ? Stem::small
                           : name.ends_with("-halving")      ? Stem::halving
-                          : name.ends_with("-quartering")   ? Stem::quartering
                                                             : Stem::photograph,
                   .classes = classes,
                   .picture_channels = picture.channels,
@@ -209,7 +207,7 @@ struct ResNet {
 
   auto operator()(typename Family::Context& context, const Tensor& x) const {
     Tensor y = conv1(context, x);
-    if (config_.stem == Stem::photograph || config_.stem == Stem::quartering) y = pool(context, y);
+    if (config_.stem == Stem::photograph) y = pool(context, y);
     auto name = stage_names.begin();
     for (const auto& stage : stages)
       for (const auto& block : stage) {

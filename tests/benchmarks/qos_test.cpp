@@ -194,4 +194,9 @@ TEST_CASE("state files add up and rows say what they have to") {
   CHECK(std::abs(row.at("accuracy").get<double>() - 0.85) < 1e-12);
   CHECK(row.at("accuracy_in_time").get<double>() < 0.85);
   CHECK(row.at("policy") == "both");
+  // A policy with a new path every time does not make the state endless, and no request is lost.
+  qos::Tally random;
+  for (int i = 0; i < 3000; ++i) random.add(std::string(i % 1500 + 1, '1'), 2, 1e6, true, 1, 1);
+  CHECK(random.paths.size() == qos::max_paths + 1);
+  CHECK(random.paths.at("other") == 1000);
 }

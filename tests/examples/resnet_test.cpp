@@ -146,7 +146,7 @@ TEST_CASE("ResNet-50 of version 1.5 has its stride in the 3x3") {
   CHECK(multiply_adds == 4089184256);  // 4.09 G, as torchvision states
 }
 
-TEST_CASE("the halving stem makes a quarter of the work of the small one, the quartering one a sixteenth") {
+TEST_CASE("the halving stem makes a quarter of the work of the small one") {
   const auto multiply_adds = [](const std::string& name) {
     TrainingNet network(resnet::config_named(name, 10, {3, 32, 32}).value());
     resnet::count_uses(network);
@@ -157,10 +157,6 @@ TEST_CASE("the halving stem makes a quarter of the work of the small one, the qu
     return sum;
   };
   CHECK(multiply_adds("resnet50-small") == 4 * multiply_adds("resnet50-halving"));
-  // The stem's convolution, 64 x 27 weights on 16x16 pixels, is no smaller than the halving one's; the classifier
-  // never.
-  const auto rest = [&](const char* name) { return multiply_adds(name) - 64 * 27 * 256; };
-  CHECK(rest("resnet50-halving") == 4 * rest("resnet50-quartering"));
 }
 
 TEST_CASE("inference and training compute the same") {

@@ -174,6 +174,20 @@ TEST_CASE("rows of whole vectors agree with the plain loops") {
   };
   const Geometry geometries[] = {{3, 1, 1},           {5, 2, 1},           {3, 2, 2}, {{3, 1}, {1, 0}, 1},
                                  {{1, 3}, {0, 1}, 1}, {{2, 4}, {0, 0}, 1}, {3, 0, 1}, {7, 3, 1}};
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<float>::size);
+  const auto by_rows = [&](index_t channels, index_t size, index_t kernel) {
+    strata::kernels::ConvolutionShape shape;
+    shape.in_channels = channels;
+    shape.kernel = kernel;
+    shape.padding = kernel / 2;
+    const auto layout = strata::TileLayout::make(1, {channels, size, size}, lanes);
+    return strata::kernels::RowPanel(shape, layout, layout, lanes, 4, sizeof(float)).applies();
+  };
+  CHECK(by_rows(16, 32, 3));
+  CHECK(by_rows(16, 16, 3));
+  CHECK_FALSE(by_rows(16, 30, 3));
+  CHECK_FALSE(by_rows(16, 32, 1));
+  CHECK_FALSE(by_rows(512, 32, 3));
   int combinations = 0;
   for (const auto& [height, width] :
        {std::pair<index_t, index_t>{32, 32}, {16, 16}, {1, 48}, {3, 16}, {33, 64}, {40, 16}})

@@ -259,10 +259,36 @@ TEST_CASE("both estimators find a constant slow-down and forget it") {
   }
   strata::SlowDown slow_down{strata::SlowDownOptions{}};
   for (const double ratio : {0.0, -1.0, std::nan(""), -std::numeric_limits<double>::infinity()})
-    slow_down.observe(ratio, 0.3, 1, 1e-4);
+    slow_down.observe(ratio, 1, 1e-4);
   CHECK(slow_down.mean() == 1);
-  slow_down.observe(std::numeric_limits<double>::infinity(), 0, 1, 1e-4);
+  slow_down = strata::SlowDown({.gain = 1});
+  slow_down.observe(std::numeric_limits<double>::infinity(), 1, 1e-4);
   CHECK(slow_down.mean() == strata::SlowDown::most);
+}
+
+TEST_CASE("stages shorter than half of an average one are observed together") {
+  // Two stages, four micro-batches: each stage is a quarter of an average one of the network.
+  auto profile = flat_profile(8, {1000, 2000});
+  profile.key.batch = 7;
+  profile.key.micro_batch = 2;
+  Router router(profile);
+  CHECK(router.micro_batches() == 4);
+  strata::StaticLevel policy{Level{1}};
+  TimePoint now = zero;
+  router.start(policy, zero, Duration::max(), now, Level{1});
+  router.next(policy, now += Duration(4000));
+  CHECK(router.slow_down().mean() == 1);
+  router.next(policy, now += Duration(8000));
+  // Both together took three times as long and are half of an average stage.
+  CHECK(std::abs(router.slow_down().mean() - (1 + 2 * (1 - std::sqrt(0.3)))) < 1e-9);
+  // What is left over at the end of a run counts; at its start nothing of the run before does.
+  const double before = router.slow_down().mean();
+  router.next(policy, now += Duration(2000));
+  CHECK(router.slow_down().mean() == before);
+  (void)router.finish(now);
+  CHECK(router.slow_down().mean() < before);
+  profile.stages.pop_back();
+  CHECK_THROWS_AS(Router(profile), strata::Error);
 }
 
 TEST_CASE("decisions allocate nothing") {

@@ -137,6 +137,10 @@ TEST_CASE("the size of micro-batches follows from the activations' size") {
   CHECK(session.micro_batch() >= 1);
   CHECK(session.micro_batch() <= large / 2);
   CHECK_THROWS_AS(strata::Session<SmallModel>(model, {.micro_batch = -1}), strata::Error);
+  // Runs by stages take no more than so many parts, however small the micro-batches are.
+  strata::Session<SmallModel> many(model, {.batch = 1000, .micro_batch = 1});
+  CHECK(many.stages().size() <= 2 * static_cast<std::size_t>(strata::max_micro_batches));
+  CHECK(many.stages().size() > static_cast<std::size_t>(strata::max_micro_batches));
 }
 
 TEST_CASE("sessions at different levels run one model at once") {

@@ -103,7 +103,6 @@ class Router {
       raise(Error({"profile: stages"}, {"a multiple of the ", micro_batches_, " micro-batches"}, {stages_}));
 
     normal_quantile_ = std::max(0.0, normal_quantile(options.confidence));
-    log_retained_ = std::log1p(-std::min(slow.gain, 1 - 1e-9));
     for (const auto& stage : profile.stages)
       for (int level = 0; level < levels_; ++level) {
         const StageTimes& times = stage.levels[static_cast<std::size_t>(level)];
@@ -233,8 +232,8 @@ class Router {
   /// Gives what was observed to the estimate, if it is at least so long.
   void learn(double least) noexcept {
     if (!(observed_.expected > 0) || observed_.length < least) return;
-    slow_down_.observe(observed_.time / observed_.expected, std::exp(log_retained_ * observed_.length),
-                       observed_.length, observed_.variance / (observed_.expected * observed_.expected));
+    slow_down_.observe(observed_.time / observed_.expected, observed_.length,
+                       observed_.variance / (observed_.expected * observed_.expected));
     observed_ = {};
   }
 
@@ -259,7 +258,6 @@ class Router {
   int micro_batches_;
   SlowDown slow_down_;
   double normal_quantile_ = 0;
-  double log_retained_ = 0;  ///< of the slow-down's mean after an average stage: log(1 - gain)
   /// Stages of this run that the slow-down has not been told about.
   struct Observed {
     double time = 0;

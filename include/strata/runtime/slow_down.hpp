@@ -41,14 +41,15 @@ class SlowDown {
     return std::sqrt(options_.estimator == Estimator::kalman ? variance_ + process_noise_ : variance_);
   }
 
-  /// A stage took `ratio` times its median. `retained` is what the exponentially weighted mean keeps of the old value,
-  /// (1 - gain)^length; `length` its undisturbed time over that of an average stage; `noise` the variance of the ratio
-  /// when nothing disturbs. A ratio that is not above zero (the clock stood still or went back) tells nothing.
-  void observe(double ratio, double retained, double length, double noise) noexcept {
+  /// A stage took `ratio` times its median. `length` is its undisturbed time over that of an average stage: the
+  /// exponentially weighted mean keeps (1 - gain)^length of the old value; `noise` the variance of the ratio when
+  /// nothing disturbs. A ratio that is not above zero (the clock stood still or went back) tells nothing.
+  void observe(double ratio, double length, double noise) noexcept {
     if (!(ratio > 0)) return;
     ratio = ratio < least ? least : (ratio > most ? most : ratio);
     const double innovation = ratio - mean_;
     if (options_.estimator == Estimator::exponential) {
+      const double retained = std::pow(1 - options_.gain, length);
       mean_ += (1 - retained) * innovation;
       variance_ = retained * (variance_ + (1 - retained) * innovation * innovation);
       return;
