@@ -48,6 +48,7 @@ struct Options {
   std::vector<double> factors = {1.2, 1.5, 2, 3};
   std::vector<int> cores;
   std::string name;
+  std::string levels = examples::paper_levels;
   int real_time = 0;
   int threads = 1;
   strata::index_t batch = 320;
@@ -57,6 +58,7 @@ struct Options {
   std::size_t round = 50;
   double load = 0.5;
   double seconds = 60;
+  double quiet = 0;
   std::uint64_t seed = 1;
   double confidence = strata::RouterOptions{}.confidence;
   double margin = strata::RouterOptions{}.margin;
@@ -129,9 +131,9 @@ void with_server(const Options& options, const strata::SessionOptions& session, 
     return f(server);
   }
   if (options.network == "resnet50") {
-    // Random weights under the paper's masks, kept beside the states so that profile and model stay together.
+    // Random weights under random masks, kept beside the states so that profile and model stay together.
     if (!std::filesystem::exists(options.model)) {
-      const auto budgets = examples::parse_levels(examples::paper_levels);
+      const auto budgets = examples::parse_levels(options.levels);
       resnet::TrainingNet network(resnet::resnet50());
       resnet::randomise(network, options.seed);
       resnet::count_uses(network);
@@ -232,8 +234,13 @@ void run(const Options& options) {
     const auto profile = strata::profile_beside(options.model, server.session(), {.runs = options.runs});
     server.session().set_profile(profile, options.router());
     const double median = profile.whole(Level{server.session().model().levels() - 1}).median();
-    const auto cost = server.router_cost(100, Duration(static_cast<std::int64_t>(1.5 * median)));
-    const double decision = qos::decision_cost(profile);
+    // What else the machine's host does is no part of the experiment: rounds that it disturbs do not count, for any
+    // policy, and where it is busy there is no use in going on.
+    const auto is_quiet = [&] { return options.quiet <= 0 || server.longest_run(12) <= (1 + options.quiet) * median; };
+    if (!is_quiet()) {
+      std::printf("0 rounds added, not finished: the machine is busy: call again\n");
+      return;
+    }
     const std::string rows = options.row_name() + " real";
     state.set_settings(rows, {{"network", options.network},
                               {"full_median_ms", median / 1e6},
@@ -247,16 +254,25 @@ void run(const Options& options) {
                               {"confidence", options.confidence},
                               {"margin", options.margin},
                               {"reserve_ms", options.reserve_ms},
+                              {"quiet", options.quiet},
                               {"estimator", options.estimator},
                               {"instruction_set", profile.key.instruction_set}});
-    state.info()[rows]["controller"] = {
-        {"ns_per_decision", decision},
-        {"decisions_over_latency", decision * (static_cast<double>(profile.stages.size()) + 1) / median},
-        {"undisturbed_plain_ms", cost.plain / 1e6},
-        {"undisturbed_routed_ms", cost.routed / 1e6},
-        {"undisturbed_full_level_share_at_1.5", cost.full_share}};
+    if (!state.info()[rows].contains("controller")) {
+      const auto cost = server.router_cost(100, Duration(static_cast<std::int64_t>(1.5 * median)));
+      const double decision = qos::decision_cost(profile);
+      state.info()[rows]["controller"] = {
+          {"ns_per_decision", decision},
+          {"decisions_over_latency", decision * (static_cast<double>(profile.stages.size()) + 1) / median},
+          {"undisturbed_plain_ms", cost.plain / 1e6},
+          {"undisturbed_routed_ms", cost.routed / 1e6},
+          {"undisturbed_full_level_share_at_1.5", cost.full_share}};
+    }
     int rounds = 0;
     double longest = 0;
+    const auto stop = [&](const char* why) {
+      state.write(options.state);
+      std::printf("%d rounds added, not finished: %s: call again\n", rounds, why);
+    };
     const int cores = static_cast<int>(std::max<std::size_t>(1, options.cores.size()));
     const std::size_t needed = (options.requests + options.round - 1) / options.round;
     for (std::uint64_t round = 0; round < needed; ++round)
@@ -272,12 +288,18 @@ void run(const Options& options) {
           if (whole) continue;
           // A round is whole or not there: stop while there is time left for another one.
           if (rounds > 0 && seconds_since(start) + longest > options.seconds) {
-            std::printf("%d rounds added, not finished: call again\n", rounds);
-            return;
+            return stop("out of time");
           }
           const auto begin = std::chrono::steady_clock::now();
-          run_round(server, state, options, kind, arrivals, policies, round, name, median);
+          qos::State with_round = state;
+          run_round(server, with_round, options, kind, arrivals, policies, round, name, median);
           longest = std::max(longest, seconds_since(begin));
+          if (!is_quiet()) {
+            auto& count = state.info()[rows]["rounds_not_counted"];
+            count = (count.is_null() ? 0 : count.get<int>()) + 1;
+            return stop("the machine became busy, one more round does not count");
+          }
+          state = std::move(with_round);
           state.write(options.state);
           ++rounds;
         }
@@ -314,6 +336,8 @@ int main(int argc, char** argv) {
   for (auto* command : {record_command, run_command}) {
     command->add_option("--network", options.network, "fashion, resnet-cifar or resnet50")->capture_default_str();
     command->add_option("--model", options.model, "model file; of resnet50 made if it is not there")
+        ->capture_default_str();
+    command->add_option("--levels", options.levels, "budgets of a model of resnet50 that is made, weights:FLOPs,...")
         ->capture_default_str();
     command->add_option("--data", options.data, "directory of the test pictures: the four idx files, or CIFAR-10")
         ->capture_default_str();
@@ -358,6 +382,12 @@ int main(int argc, char** argv) {
   run_command->add_option("--name", options.name, "what rows call the network, where one is run in several ways");
   run_command->add_option("--real-time", options.real_time, "SCHED_FIFO priority of the server; 0: none")
       ->check(CLI::Range(0, 99))
+      ->capture_default_str();
+  run_command
+      ->add_option("--quiet", options.quiet,
+                   "count a round only if runs before and behind it, without co-tenants, take no more than this share "
+                   "above the full level's median, and stop else; 0: count all")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   run_command->add_option("--seconds", options.seconds, "begin no round that would end later")->capture_default_str();
   run_command->add_option("--round", options.round, "requests of each policy in a round")

@@ -127,6 +127,20 @@ class Server {
     }
   }
 
+  /// The longest of `runs` runs at the full level, in nanoseconds: tells whether the machine is busy with other things.
+  [[nodiscard]] double longest_run(int runs) {
+    const strata::Clock clock;
+    const strata::Level top{session_.model().levels() - 1};
+    double longest = 0;
+    session_.forward(top);
+    for (int i = 0; i < runs; ++i) {
+      const auto begin = clock();
+      session_.forward(top);
+      longest = std::max(longest, static_cast<double>((clock() - begin).count()));
+    }
+    return longest;
+  }
+
   /// Medians in nanoseconds of undisturbed runs, in turns: at the full level without a router, and routed with a
   /// deadline of `factor` x the full level's median, of which `full_share` ran at the full level throughout.
   struct Cost {

@@ -103,6 +103,36 @@ TEST_CASE("gradients of the operations on point sets agree with finite differenc
         }) < 1e-6);
 }
 
+TEST_CASE("maxima of activations in lanes are those of the same activations channels last, equals included") {
+  constexpr index_t lanes = strata::train::lanes_of<double>;
+  strata::SerialExecutor executor;
+  std::mt19937 random(7);
+  std::uniform_int_distribution<int> few(0, 3);
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{5, 3, 4}, Shape{16, 7, 2}, Shape{48, 4, 5}})
+    for (const index_t batch : {lanes, 3 * lanes})
+      for (const bool whole : {false, true}) {
+        INFO(shape.channels << " channels, " << shape.height << " samples, batch " << batch << ", whole " << whole);
+        Context context(executor);
+        std::vector<double> values(static_cast<std::size_t>(batch * shape.size()));
+        for (double& value : values) value = few(random);
+        std::vector<double> results[2], gradients[2];
+        for (const bool in_lanes : {false, true}) {
+          context.begin(Level{0});
+          const Tensor x = context.make(batch, shape, true);
+          std::copy(values.begin(), values.end(), x.value().data());
+          if (in_lanes) (void)x.lanes();
+          const Tensor y = whole ? strata::train::global_max(context, x) : strata::train::group_max(context, x);
+          CHECK(y.has(strata::train::Layout::lanes) == in_lanes);
+          results[in_lanes].assign(y.value().begin(), y.value().end());
+          for (index_t i = 0; i < y.value().size(); ++i) y.gradient()[i] = static_cast<double>(i + 1);
+          context.backward();
+          gradients[in_lanes].assign(x.gradient().begin(), x.gradient().end());
+        }
+        CHECK(results[0] == results[1]);
+        CHECK(gradients[0] == gradients[1]);
+      }
+}
+
 TEST_CASE("operations on point sets refuse tensors that do not go together") {
   strata::SerialExecutor executor;
   Context context(executor);

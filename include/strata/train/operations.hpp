@@ -132,7 +132,7 @@ template <class Scalar>
                 strata::detail::text(in)));
   const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
   weight.uses = out.height * out.width;
-  if (detail::suits_lanes(x, options, out)) {
+  if (detail::suits_lanes(context, x, weight, options, out)) {
     Tensor<Scalar> y = context.make(x.batch(), out, true, Layout::lanes);
     const auto convolution = std::make_shared<detail::LaneConvolution<Scalar>>(context, x, weight, options, y);
     convolution->run(context);

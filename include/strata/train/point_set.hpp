@@ -166,18 +166,23 @@ template <class Scalar>
 
 namespace detail {
 
-/// Maximum over the first of [samples][size] in every picture; equals go to the first.
+/// Maximum over the first of [samples][size] in every picture, or, of activations in lanes, in every block of channels
+/// of a group of pictures: there too one sample lies behind the other. Equals go to the first.
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> max_over(Context<Scalar>& context, const Tensor<Scalar>& x, index_t samples, Shape out) {
-  (void)x.value();  // before the parts begin, should it have to be copied
-  Tensor<Scalar> y = context.make(x.batch(), out, x.needs_gradient());
-  const index_t size = out.size();
-  auto winners = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(x.batch() * size));
-  context.for_parts(x.batch(), [&](index_t, index_t first, index_t last) {
-    for (index_t image = first; image < last; ++image) {
-      const Scalar* source = x.value().data() + image * samples * size;
-      Scalar* const best = y.value().data() + image * size;
-      std::int32_t* const winner = winners->data() + image * size;
+  const bool in_lanes = x.has(Layout::lanes);
+  Tensor<Scalar> y = context.make(x.batch(), out, x.needs_gradient(), in_lanes ? Layout::lanes : Layout::channels_last);
+  const LaneLayout layout = in_lanes ? y.lane_layout() : LaneLayout(1, x.batch(), out);
+  const index_t units = in_lanes ? layout.groups * layout.blocks() : x.batch();
+  const index_t size = in_lanes ? layout.block_step() : out.size();
+  const Scalar* const values = in_lanes ? x.lanes() : x.value().data();
+  Scalar* const maxima = in_lanes ? y.lanes() : y.value().data();
+  auto winners = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(x.batch() * out.size()));
+  context.for_parts(units, [&](index_t, index_t first, index_t last) {
+    for (index_t unit = first; unit < last; ++unit) {
+      const Scalar* source = values + unit * samples * size;
+      Scalar* const best = maxima + unit * size;
+      std::int32_t* const winner = winners->data() + unit * size;
       std::copy_n(source, size, best);
       for (index_t s = 1; s < samples; ++s) {
         source += size;
@@ -191,13 +196,14 @@ template <class Scalar>
   });
   context.record([=, &context] {
     if (!x.needs_gradient()) return;
-    Scalar* const dx = x.gradient().data();
-    const Scalar* const dy = y.gradient().data();
-    context.for_parts(x.batch(), [&](index_t, index_t first, index_t last) {
-      for (index_t image = first; image < last; ++image)
-        for (index_t i = 0; i < size; ++i)
-          dx[(image * samples + (*winners)[static_cast<std::size_t>(image * size + i)]) * size + i] +=
-              dy[image * size + i];
+    const Scalar* const dy = in_lanes ? y.whole_lane_gradient() : y.gradient().data();
+    Scalar* const dx = in_lanes ? x.whole_lane_gradient() : x.gradient().data();
+    context.for_parts(units, [&](index_t, index_t first, index_t last) {
+      for (index_t unit = first; unit < last; ++unit)
+        for (index_t i = 0; i < size; ++i) {
+          const index_t at = unit * size + i;
+          dx[(unit * samples + (*winners)[static_cast<std::size_t>(at)]) * size + i] += dy[at];
+        }
     });
   });
   return y;
