@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -236,8 +237,19 @@ void run(const Options& options) {
     const double median = profile.whole(Level{server.session().model().levels() - 1}).median();
     // What else the machine's host does is no part of the experiment: rounds that it disturbs do not count, for any
     // policy, and where it is busy there is no use in going on.
-    const auto is_quiet = [&] { return options.quiet <= 0 || server.longest_run(12) <= (1 + options.quiet) * median; };
-    if (!is_quiet()) {
+    const int quiet_runs = static_cast<int>(250e6 / median) + 1;
+    const auto is_quiet = [&] {
+      return options.quiet <= 0 || server.longest_run(quiet_runs) <= (1 + options.quiet) * median;
+    };
+    const auto becomes_quiet = [&] {
+      constexpr int tries = 10;
+      for (int i = 0; i < tries; ++i) {
+        if (is_quiet()) return true;
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+      }
+      return false;
+    };
+    if (!becomes_quiet()) {
       std::printf("0 rounds added, not finished: the machine is busy: call again\n");
       return;
     }
@@ -268,6 +280,7 @@ void run(const Options& options) {
           {"undisturbed_full_level_share_at_1.5", cost.full_share}};
     }
     int rounds = 0;
+    bool left = false;
     double longest = 0;
     const auto stop = [&](const char* why) {
       state.write(options.state);
@@ -287,22 +300,25 @@ void run(const Options& options) {
           });
           if (whole) continue;
           // A round is whole or not there: stop while there is time left for another one.
-          if (rounds > 0 && seconds_since(start) + longest > options.seconds) {
+          if (longest > 0 && seconds_since(start) + longest > options.seconds) {
             return stop("out of time");
           }
           const auto begin = std::chrono::steady_clock::now();
           qos::State with_round = state;
           run_round(server, with_round, options, kind, arrivals, policies, round, name, median);
           longest = std::max(longest, seconds_since(begin));
-          if (!is_quiet()) {
+          if (is_quiet()) {
+            state = std::move(with_round);
+            ++rounds;
+          } else {
             auto& count = state.info()[rows]["rounds_not_counted"];
             count = (count.is_null() ? 0 : count.get<int>()) + 1;
-            return stop("the machine became busy, one more round does not count");
+            left = true;
+            if (!becomes_quiet()) return stop("the machine is busy");
           }
-          state = std::move(with_round);
           state.write(options.state);
-          ++rounds;
         }
+    if (left) return stop("rounds that did not count are left");
     std::printf("%d rounds added, finished\n", rounds);
   });
 }
