@@ -201,24 +201,6 @@ struct LaneMasks {
   std::vector<LaneMask> forward, backward;
 };
 
-/// The masks of the last pass if they still hold, else new ones; null: all weights take part at every level.
-template <class Scalar>
-[[nodiscard]] std::shared_ptr<LaneMasks> lane_masks(Context<Scalar>& context, const Parameter<Scalar>& weight,
-                                                    Level level) {
-  if (weight.strata.empty()) return nullptr;
-  auto& cached = context.cached({&weight, level.index});
-  auto masks = std::static_pointer_cast<LaneMasks>(cached);
-  if (!masks || masks->strata != weight.strata) {
-    masks = std::make_shared<LaneMasks>();
-    masks->strata = weight.strata;
-    index_t count = 0;
-    for (index_t i = 0; i < weight.value.size(); ++i) count += weight.contains(i, level) ? 1 : 0;
-    masks->sparse = static_cast<double>(count) <= sparse_density * static_cast<double>(weight.value.size());
-    cached = masks;
-  }
-  return masks;
-}
-
 /// A convolution's geometry and the arrangement of its weights; all that its passes share.
 template <class Scalar>
 class LaneConvolution {
@@ -247,7 +229,7 @@ class LaneConvolution {
     out_shape_ = out;
     forward_ = forward_sweeps(options, out);
     if (context.training && x.needs_gradient()) backward_ = backward_sweeps(options, in);
-    masks_ = lane_masks(context, weight, level_);
+    find_density(context);
     constexpr auto bytes = static_cast<index_t>(sizeof(Scalar));
     const auto add_window = [&](const LaneSweep& sweep, bool ahead, Windows& windows) {
       const LaneLayout& source = ahead ? in_ : out_;
@@ -293,6 +275,22 @@ class LaneConvolution {
 
   [[nodiscard]] index_t weight_at(index_t out_channel, index_t in_channel, index_t tap) const noexcept {
     return (out_channel * in_.channels + in_channel) * taps_ + tap;
+  }
+
+  /// The masks of the last pass if they still hold, else new ones.
+  void find_density(Context<Scalar>& context) {
+    if (weight_.strata.empty()) return;
+    auto& cached = context.cached({&weight_, level_.index});
+    auto masks = std::static_pointer_cast<LaneMasks>(cached);
+    if (!masks || masks->strata != weight_.strata) {
+      masks = std::make_shared<LaneMasks>();
+      masks->strata = weight_.strata;
+      index_t count = 0;
+      for (index_t i = 0; i < weight_.value.size(); ++i) count += weight_.contains(i, level_) ? 1 : 0;
+      masks->sparse = static_cast<double>(count) <= sparse_density * static_cast<double>(weight_.value.size());
+      cached = masks;
+    }
+    masks_ = std::move(masks);
   }
 
   void make_masks(Context<Scalar>& context, const std::vector<LaneSweep>& sweeps, const Windows& windows,
@@ -532,16 +530,10 @@ class LaneConvolution {
 };
 
 /// Whether a convolution of `x` to `out` is done in lanes: whole vectors of pictures, and pixels enough to share a
-/// weight. A dense 1x1 convolution is a plain product in either layout and stays in the one it finds; a sparse one is
-/// worth the change (PointNet++, batch 16: a step on fixed masks takes 2.8 s instead of 4.0 s, a dense one would take 2
-/// to 7 % more).
+/// weight.
 template <class Scalar>
-[[nodiscard]] bool suits_lanes(Context<Scalar>& context, const Tensor<Scalar>& x, const Parameter<Scalar>& weight,
-                               const Conv2dOptions& options, Shape out) {
-  if (!Tensor<Scalar>::fits_lanes(x.batch()) || options.groups != 1 || out.height * out.width < 4) return false;
-  if (options.kernel != Pair(1) || x.has(Layout::lanes)) return true;
-  const auto masks = lane_masks(context, weight, context.level);
-  return masks != nullptr && masks->sparse;
+[[nodiscard]] bool suits_lanes(const Tensor<Scalar>& x, const Conv2dOptions& options, Shape out) noexcept {
+  return Tensor<Scalar>::fits_lanes(x.batch()) && options.groups == 1 && out.height * out.width >= 4;
 }
 
 }  // namespace detail

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include <xsimd/xsimd.hpp>
@@ -25,6 +27,17 @@ namespace detail {
 /// Channels at a time: their sums and factors stay in registers.
 template <class Scalar, class Arch>
 inline constexpr index_t lane_strip = xsimd::batch<Scalar, Arch>::size * sizeof(Scalar) == 64 ? 8 : 4;
+
+/// Calls `f(piece, first pixel)` for pieces of the block's pixels, small enough that the strips of a piece find in the
+/// L2 cache what prefetchers brought there for their neighbours.
+template <class Scalar, class Arch, class F>
+inline void for_pixel_pieces(const LaneBlock& block, F&& f) noexcept {
+  constexpr index_t bytes = index_t{128} << 10U;  // of one array; the backward pass has four
+  constexpr auto vector = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size * sizeof(Scalar));
+  const index_t most = std::max<index_t>(bytes / (block.channels * vector), 1);
+  for (index_t first = 0; first < block.pixels; first += most)
+    f(LaneBlock{std::min(most, block.pixels - first), block.channels}, first);
+}
 
 /// Calls `f(first channel, std::index_sequence of the strip)` for all channels of the block.
 template <class Scalar, class Arch, class F>
@@ -74,51 +87,67 @@ template <class Arch, bool relu, bool residual, class Scalar, std::size_t... i>
   for (index_t p = 0; p < block.pixels; ++p) (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
 }
 
-/// The gradient before the activation: `dy` where ReLU let the value through, told by its result.
-template <class Arch, bool relu, class Scalar>
-[[gnu::always_inline]] inline xsimd::batch<Scalar, Arch> before_relu(const Scalar* y, const Scalar* dy) noexcept {
+/// How a backward pass knows where ReLU let the value through: by its result, or from the input of the forward pass,
+/// which saves reading the result.
+enum class ReluMask : std::uint8_t { none, by_result, by_input };
+
+/// The gradient before the activation: `dy` where ReLU let the value through.
+template <class Arch, ReluMask mask, class Scalar>
+[[gnu::always_inline]] inline xsimd::batch<Scalar, Arch> before_relu(const xsimd::batch<Scalar, Arch>& x,
+                                                                     const Scalar* scale, const Scalar* shift,
+                                                                     std::size_t c, const Scalar* y,
+                                                                     const Scalar* dy) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
+  const Batch zero(Scalar{0});
   const Batch d = Batch::load_aligned(dy);
-  if constexpr (relu) return xsimd::select(Batch::load_aligned(y) > Batch(Scalar{0}), d, Batch(Scalar{0}));
+  if constexpr (mask == ReluMask::by_result) return xsimd::select(Batch::load_aligned(y) > zero, d, zero);
+  if constexpr (mask == ReluMask::by_input)
+    return xsimd::select(xsimd::fma(x, Batch(scale[c]), Batch(shift[c])) > zero, d, zero);
   return d;
 }
 
-template <class Arch, bool relu, class Scalar, std::size_t... i>
+/// Adds to `sum` and `product`.
+template <class Arch, ReluMask mask, class Scalar, std::size_t... i>
 [[gnu::always_inline]] inline void lane_gradient_sums_strip(const LaneBlock& block, const Scalar* x, const Scalar* mean,
-                                                            const Scalar* y, const Scalar* dy, Scalar* sum,
-                                                            Scalar* product, std::index_sequence<i...>) noexcept {
+                                                            const Scalar* scale, const Scalar* shift, const Scalar* y,
+                                                            const Scalar* dy, Scalar* sum, Scalar* product,
+                                                            std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const std::array<Batch, sizeof...(i)> means{Batch(mean[i])...};
   std::array<Batch, sizeof...(i)> sums{((void)i, Batch(Scalar{0}))...};
   std::array<Batch, sizeof...(i)> products = sums;
   const index_t step = block.channels * lanes;
-  const auto one = [&](Batch& s, Batch& q, const Batch& m, index_t at) {
-    const Batch dz = before_relu<Arch, relu>(y + at, dy + at);
+  const auto one = [&](Batch& s, Batch& q, std::size_t c, index_t at) {
+    const Batch from = Batch::load_aligned(x + at);
+    const Batch dz =
+        before_relu<Arch, mask>(from, scale, shift, c, mask == ReluMask::by_result ? y + at : nullptr, dy + at);
     s += dz;
-    q = xsimd::fma(dz, Batch::load_aligned(x + at) - m, q);
+    q = xsimd::fma(dz, from - means[c], q);
   };
   for (index_t p = 0; p < block.pixels; ++p)
-    (one(sums[i], products[i], means[i], p * step + static_cast<index_t>(i) * lanes), ...);
-  ((sum[i] = xsimd::hadd(sums[i]), product[i] = xsimd::hadd(products[i])), ...);
+    (one(sums[i], products[i], i, p * step + static_cast<index_t>(i) * lanes), ...);
+  ((sum[i] += xsimd::hadd(sums[i]), product[i] += xsimd::hadd(products[i])), ...);
 }
 
-template <class Arch, bool relu, int residual, bool add, class Scalar, std::size_t... i>
+template <class Arch, ReluMask mask, int residual, bool add, class Scalar, std::size_t... i>
 [[gnu::always_inline]] inline void lane_affine_gradient_strip(const LaneBlock& block, const Scalar* x,
-                                                              const Scalar* scale, const Scalar* slope,
-                                                              const Scalar* offset, const Scalar* y, const Scalar* dy,
-                                                              Scalar* dx, Scalar* added,
-                                                              std::index_sequence<i...>) noexcept {
+                                                              const Scalar* scale, const Scalar* shift,
+                                                              const Scalar* slope, const Scalar* offset,
+                                                              const Scalar* y, const Scalar* dy, Scalar* dx,
+                                                              Scalar* added, std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const std::array<Batch, sizeof...(i)> scales{Batch(scale[i])...};
   const std::array<Batch, sizeof...(i)> slopes{Batch(slope[i])...};
   const std::array<Batch, sizeof...(i)> offsets{Batch(offset[i])...};
   const auto one = [&](std::size_t c, index_t at) {
-    const Batch dz = before_relu<Arch, relu>(y + at, dy + at);
+    const Batch from = Batch::load_aligned(x + at);
+    const Batch dz =
+        before_relu<Arch, mask>(from, scale, shift, c, mask == ReluMask::by_result ? y + at : nullptr, dy + at);
     if constexpr (residual == 1) dz.store_aligned(added + at);
     if constexpr (residual == 2) (dz + Batch::load_aligned(added + at)).store_aligned(added + at);
-    Batch d = xsimd::fma(dz, scales[c], xsimd::fma(Batch::load_aligned(x + at), slopes[c], offsets[c]));
+    Batch d = xsimd::fma(dz, scales[c], xsimd::fma(from, slopes[c], offsets[c]));
     if constexpr (add) d += Batch::load_aligned(dx + at);
     d.store_aligned(dx + at);
   };
@@ -128,12 +157,26 @@ template <class Arch, bool relu, int residual, bool add, class Scalar, std::size
 
 }  // namespace detail
 
-/// Mean of every channel of the block and the sum of squared differences from it.
+/// Mean of every channel of the block and the sum of squared differences from it, piece by piece (Chan, Golub and
+/// LeVeque, "Algorithms for computing the sample variance", 1983).
 template <class Arch, class Scalar>
 void lane_moments(const LaneBlock& block, const Scalar* x, Scalar* mean, Scalar* squares) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  detail::for_strips<Scalar, Arch>(block, [&](index_t c, auto strip) {
-    detail::lane_moments_strip<Arch>(block, x + c * lanes, mean + c, squares + c, strip);
+  detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
+    const Scalar share = static_cast<Scalar>(piece.pixels) / static_cast<Scalar>(first + piece.pixels);
+    const auto before = static_cast<Scalar>(first * lanes);
+    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+      constexpr auto channels = static_cast<index_t>(strip.size());
+      Scalar means[channels];
+      Scalar sums[channels];
+      detail::lane_moments_strip<Arch>(piece, x + (first * block.channels + c) * lanes, means, sums, strip);
+      for (index_t i = 0; i < channels; ++i) {
+        if (first == 0) mean[c + i] = squares[c + i] = Scalar{0};
+        const Scalar difference = means[i] - mean[c + i];
+        mean[c + i] += difference * share;
+        squares[c + i] += sums[i] + difference * difference * before * share;
+      }
+    });
   });
 }
 
@@ -163,18 +206,21 @@ template <class Arch, class Scalar>
 void lane_affine(const LaneBlock& block, const Scalar* x, const Scalar* scale, const Scalar* offset,
                  const Scalar* residual, bool relu, Scalar* y) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  detail::for_strips<Scalar, Arch>(block, [&](index_t c, auto strip) {
-    const index_t at = c * lanes;
-    if (residual == nullptr) {
-      if (relu)
-        detail::lane_affine_strip<Arch, true, false>(block, x + at, scale + c, offset + c, residual, y + at, strip);
-      else
-        detail::lane_affine_strip<Arch, false, false>(block, x + at, scale + c, offset + c, residual, y + at, strip);
-    } else if (relu) {
-      detail::lane_affine_strip<Arch, true, true>(block, x + at, scale + c, offset + c, residual + at, y + at, strip);
-    } else {
-      detail::lane_affine_strip<Arch, false, true>(block, x + at, scale + c, offset + c, residual + at, y + at, strip);
-    }
+  detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
+    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+      const index_t at = (first * block.channels + c) * lanes;
+      if (residual == nullptr) {
+        if (relu)
+          detail::lane_affine_strip<Arch, true, false>(piece, x + at, scale + c, offset + c, residual, y + at, strip);
+        else
+          detail::lane_affine_strip<Arch, false, false>(piece, x + at, scale + c, offset + c, residual, y + at, strip);
+      } else if (relu) {
+        detail::lane_affine_strip<Arch, true, true>(piece, x + at, scale + c, offset + c, residual + at, y + at, strip);
+      } else {
+        detail::lane_affine_strip<Arch, false, true>(piece, x + at, scale + c, offset + c, residual + at, y + at,
+                                                     strip);
+      }
+    });
   });
 }
 
@@ -192,35 +238,57 @@ void lane_affine_reference(const LaneBlock& block, const Scalar* x, const Scalar
       }
 }
 
-/// With dz = dy, or with `relu` dy where y > 0: sum = sum of dz and product = sum of dz * (x - mean), per channel.
+/// What the first sweep of the backward pass reads; factors are per channel.
+template <class Scalar>
+struct LaneGradientSums {
+  const Scalar* x = nullptr;
+  const Scalar* mean = nullptr;
+  const Scalar* scale = nullptr;  ///< with `shift` the factors of the forward pass; for ReLU without `y`
+  const Scalar* shift = nullptr;
+  const Scalar* y = nullptr;  ///< for ReLU after a residual; null: x * scale + shift was what it cut off
+  const Scalar* dy = nullptr;
+  bool relu = false;
+};
+
+/// With dz = dy, or with `relu` dy where the result is above 0: sum = sum of dz and product = sum of dz * (x - mean),
+/// per channel.
 template <class Arch, class Scalar>
-void lane_gradient_sums(const LaneBlock& block, const Scalar* x, const Scalar* mean, const Scalar* y, const Scalar* dy,
-                        bool relu, Scalar* sum, Scalar* product) noexcept {
+void lane_gradient_sums(const LaneBlock& block, const LaneGradientSums<Scalar>& job, Scalar* sum,
+                        Scalar* product) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  detail::for_strips<Scalar, Arch>(block, [&](index_t c, auto strip) {
-    const index_t at = c * lanes;
-    if (relu)
-      detail::lane_gradient_sums_strip<Arch, true>(block, x + at, mean + c, y + at, dy + at, sum + c, product + c,
-                                                   strip);
-    else
-      detail::lane_gradient_sums_strip<Arch, false>(block, x + at, mean + c, y + at, dy + at, sum + c, product + c,
-                                                    strip);
+  std::fill_n(sum, block.channels, Scalar{0});
+  std::fill_n(product, block.channels, Scalar{0});
+  detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
+    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+      const index_t at = (first * block.channels + c) * lanes;
+      const auto run = [&]<detail::ReluMask mask>() {
+        constexpr bool by_input = mask == detail::ReluMask::by_input;
+        detail::lane_gradient_sums_strip<Arch, mask>(
+            piece, job.x + at, job.mean + c, by_input ? job.scale + c : nullptr, by_input ? job.shift + c : nullptr,
+            mask == detail::ReluMask::by_result ? job.y + at : nullptr, job.dy + at, sum + c, product + c, strip);
+      };
+      if (!job.relu) return run.template operator()<detail::ReluMask::none>();
+      if (job.y == nullptr) return run.template operator()<detail::ReluMask::by_input>();
+      run.template operator()<detail::ReluMask::by_result>();
+    });
   });
 }
 
 /// The scalar twin of `lane_gradient_sums`.
 template <class Arch, class Scalar>
-void lane_gradient_sums_reference(const LaneBlock& block, const Scalar* x, const Scalar* mean, const Scalar* y,
-                                  const Scalar* dy, bool relu, Scalar* sum, Scalar* product) noexcept {
+void lane_gradient_sums_reference(const LaneBlock& block, const LaneGradientSums<Scalar>& job, Scalar* sum,
+                                  Scalar* product) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t c = 0; c < block.channels; ++c) {
     sum[c] = product[c] = Scalar{0};
     for (index_t p = 0; p < block.pixels; ++p)
       for (index_t lane = 0; lane < lanes; ++lane) {
         const index_t at = (p * block.channels + c) * lanes + lane;
-        const Scalar dz = relu && !(y[at] > 0) ? Scalar{0} : dy[at];
+        const bool through =
+            !job.relu || (job.y != nullptr ? job.y[at] : std::fma(job.x[at], job.scale[c], job.shift[c])) > 0;
+        const Scalar dz = through ? job.dy[at] : Scalar{0};
         sum[c] += dz;
-        product[c] += dz * (x[at] - mean[c]);
+        product[c] += dz * (job.x[at] - job.mean[c]);
       }
   }
 }
@@ -229,9 +297,10 @@ void lane_gradient_sums_reference(const LaneBlock& block, const Scalar* x, const
 template <class Scalar>
 struct LaneAffineGradient {
   const Scalar* x = nullptr;
-  const Scalar* y = nullptr;
+  const Scalar* y = nullptr;  ///< as in `LaneGradientSums`
   const Scalar* dy = nullptr;
-  const Scalar* scale = nullptr;
+  const Scalar* scale = nullptr;  ///< of the forward pass
+  const Scalar* shift = nullptr;  ///< of the forward pass; for ReLU without `y`
   const Scalar* slope = nullptr;
   const Scalar* offset = nullptr;
   bool relu = false;
@@ -246,24 +315,29 @@ struct LaneAffineGradient {
 template <class Arch, class Scalar>
 void lane_affine_gradient(const LaneBlock& block, const LaneAffineGradient<Scalar>& job) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  detail::for_strips<Scalar, Arch>(block, [&](index_t c, auto strip) {
-    const index_t at = c * lanes;
-    const auto run = [&]<bool relu, int residual, bool add>() {
-      detail::lane_affine_gradient_strip<Arch, relu, residual, add>(
-          block, job.x + at, job.scale + c, job.slope + c, job.offset + c, job.y + at, job.dy + at, job.dx + at,
-          residual == 0 ? nullptr : job.residual + at, strip);
-    };
-    const auto with = [&]<bool relu, bool add>() {
-      if (job.residual == nullptr) return run.template operator()<relu, 0, add>();
-      if (job.add_residual) return run.template operator()<relu, 2, add>();
-      run.template operator()<relu, 1, add>();
-    };
-    if (job.relu) {
-      if (job.add) return with.template operator()<true, true>();
-      return with.template operator()<true, false>();
-    }
-    if (job.add) return with.template operator()<false, true>();
-    with.template operator()<false, false>();
+  detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
+    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+      using detail::ReluMask;
+      const index_t at = (first * block.channels + c) * lanes;
+      const auto run = [&]<ReluMask mask, int residual, bool add>() {
+        detail::lane_affine_gradient_strip<Arch, mask, residual, add>(
+            piece, job.x + at, job.scale + c, mask == ReluMask::by_input ? job.shift + c : nullptr, job.slope + c,
+            job.offset + c, mask == ReluMask::by_result ? job.y + at : nullptr, job.dy + at, job.dx + at,
+            residual == 0 ? nullptr : job.residual + at, strip);
+      };
+      const auto with = [&]<ReluMask mask, bool add>() {
+        if (job.residual == nullptr) return run.template operator()<mask, 0, add>();
+        if (job.add_residual) return run.template operator()<mask, 2, add>();
+        run.template operator()<mask, 1, add>();
+      };
+      const auto masked = [&]<ReluMask mask>() {
+        if (job.add) return with.template operator()<mask, true>();
+        with.template operator()<mask, false>();
+      };
+      if (!job.relu) return masked.template operator()<ReluMask::none>();
+      if (job.y == nullptr) return masked.template operator()<ReluMask::by_input>();
+      masked.template operator()<ReluMask::by_result>();
+    });
   });
 }
 
@@ -275,7 +349,9 @@ void lane_affine_gradient_reference(const LaneBlock& block, const LaneAffineGrad
     for (index_t c = 0; c < block.channels; ++c)
       for (index_t lane = 0; lane < lanes; ++lane) {
         const index_t at = (p * block.channels + c) * lanes + lane;
-        const Scalar dz = job.relu && !(job.y[at] > 0) ? Scalar{0} : job.dy[at];
+        const bool through =
+            !job.relu || (job.y != nullptr ? job.y[at] : std::fma(job.x[at], job.scale[c], job.shift[c])) > 0;
+        const Scalar dz = through ? job.dy[at] : Scalar{0};
         if (job.residual != nullptr) job.residual[at] = job.add_residual ? job.residual[at] + dz : dz;
         const Scalar d = dz * job.scale[c] + job.x[at] * job.slope[c] + job.offset[c];
         job.dx[at] = job.add ? job.dx[at] + d : d;

@@ -132,7 +132,7 @@ template <class Scalar>
                 strata::detail::text(in)));
   const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
   weight.uses = out.height * out.width;
-  if (detail::suits_lanes(context, x, weight, options, out)) {
+  if (detail::suits_lanes(x, options, out)) {
     Tensor<Scalar> y = context.make(x.batch(), out, true, Layout::lanes);
     const auto convolution = std::make_shared<detail::LaneConvolution<Scalar>>(context, x, weight, options, y);
     convolution->run(context);
@@ -354,7 +354,8 @@ template <class Scalar>
     for (index_t i = 0; i < layout.block_step(); ++i) target[i] = activate(target[i], activation);
   });
   const Tensor<Scalar> shortcut = residual == nullptr ? Tensor<Scalar>() : *residual;
-  const bool to_shortcut = residual != nullptr && residual->needs_gradient();
+  const bool has_residual = residual != nullptr;
+  const bool to_shortcut = has_residual && residual->needs_gradient();
   context.record([=, affine = std::move(affine)] {
     Scalar* const dy = y.whole_lane_gradient();
     Columns sums(channels, layout.groups);      // of dz
@@ -362,8 +363,15 @@ template <class Scalar>
     for_blocks([&](index_t at, index_t channel, index_t group) {
       if (keep)
         for (index_t i = at; i < at + layout.block_step(); ++i) dy[i] *= derivative((*before)[i], activation);
-      kernels::lane_gradient_sums<Arch>(block, x.lanes() + at, &affine.mean[channel], y.lanes() + at, dy + at, relu,
-                                        &sums(channel, group), &products(channel, group));
+      kernels::LaneGradientSums<Scalar> job;
+      job.x = x.lanes() + at;
+      job.mean = &affine.mean[channel];
+      job.scale = &affine.scale[channel];
+      job.shift = &affine.offset[channel];
+      job.y = has_residual ? y.lanes() + at : nullptr;
+      job.dy = dy + at;
+      job.relu = relu;
+      kernels::lane_gradient_sums<Arch>(block, job, &sums(channel, group), &products(channel, group));
     });
     const Array sum = sums.rowwise().sum();
     const Array product = products.rowwise().sum() * affine.inverse;
@@ -384,9 +392,10 @@ template <class Scalar>
     for_blocks([&](index_t at, index_t channel, index_t) {
       kernels::LaneAffineGradient<Scalar> job;
       job.x = x.lanes() + at;
-      job.y = y.lanes() + at;
+      job.y = has_residual ? y.lanes() + at : nullptr;
       job.dy = dy + at;
       job.scale = &affine.scale[channel];
+      job.shift = &affine.offset[channel];
       job.slope = &slope[channel];
       job.offset = &offset[channel];
       job.relu = relu;
