@@ -105,7 +105,7 @@ TEST_CASE("a run by a deadline reports path, predictions and what became of them
   CHECK(copied(result.output) == copied(session.run(input, Level{2})));
 
   test::FakeClock disturbed{{0, 0, 4000, 14000, 1000, 1500}};
-  session.set_profile(profile, {}, disturbed.clock());
+  session.set_profile(profile, {.slice = Duration::zero()}, disturbed.clock());
   result = session.run(input, Deadline(Duration(24000)));
   CHECK(levels_of(result.path) == std::vector<int>{2, 2, 0, 0});
   CHECK(result.rerouted());

@@ -37,6 +37,9 @@ std::vector<int> path_of(const Router& router) {
   return levels;
 }
 
+/// Every stage counts in full, however short: those of these tests take a few microseconds.
+const strata::RouterOptions no_slice{.slice = Duration::zero()};
+
 const TimePoint zero{Duration(5'000'000)};
 const std::vector<std::vector<double>> undisturbed(4, {1000, 2000, 4000});
 
@@ -81,7 +84,7 @@ TEST_CASE("a run that gets late drops, and comes up again only if asked to") {
   std::vector<std::vector<double>> slow = undisturbed;
   slow[1] = {3000, 6000, 9000};
   const auto profile = flat_profile(4, {1000, 2000, 4000});
-  strata::RouterOptions options;
+  strata::RouterOptions options = no_slice;
   options.slow_down.gain = 0.5;
 
   Router router(profile, options);
@@ -116,7 +119,7 @@ TEST_CASE("a run that gets late drops, and comes up again only if asked to") {
 }
 
 TEST_CASE("without disturbance every policy but the static and random ones keeps the fullest level at 1.5 x its time") {
-  Router router(flat_profile(4, {1000, 2000, 4000}));
+  Router router(flat_profile(4, {1000, 2000, 4000}), no_slice);
   strata::Reroute reroute;
   strata::ChooseAtStart start;
   strata::ChooseAndReroute both;
@@ -150,14 +153,14 @@ TEST_CASE("deadlines of every kind have a meaning") {
   strata::ChooseAndReroute both;
   strata::Reroute reroute;
   for (const Duration limit : {Duration::min(), Duration(-1), Duration::zero()}) {
-    Router router(flat_profile(4, {1000, 2000, 4000}));
+    Router router(flat_profile(4, {1000, 2000, 4000}), no_slice);
     request(router, both, zero, limit, zero, undisturbed, Level{2});
     CHECK(path_of(router) == std::vector<int>(4, 0));
     CHECK(router.late_at_start());
     request(router, reroute, zero, limit, zero, undisturbed, Level{2});
     CHECK(path_of(router) == std::vector<int>(4, 0));
   }
-  Router router(flat_profile(4, {1000, 2000, 4000}));
+  Router router(flat_profile(4, {1000, 2000, 4000}), no_slice);
   const std::vector<std::vector<double>> crawling(4, {1e9, 2e9, 4e9});
   for (int i = 0; i < 3; ++i) {
     request(router, both, zero, Duration::max(), zero, crawling, Level{2});
@@ -173,7 +176,7 @@ TEST_CASE("deadlines of every kind have a meaning") {
 }
 
 TEST_CASE("a clock that stands still or jumps spoils a choice, not the router") {
-  Router router(flat_profile(4, {1000, 2000, 4000}));
+  Router router(flat_profile(4, {1000, 2000, 4000}), no_slice);
   strata::ChooseAndReroute policy;
   const std::vector<std::vector<double>> still(4, {0, 0, 0});
   CHECK(request(router, policy, zero, Duration(24000), zero, still, Level{2}) == Duration::zero());
@@ -206,7 +209,7 @@ TEST_CASE("a model with one level has nothing to choose") {
 }
 
 TEST_CASE("policies: static, random from a seed, oracle, and one's own") {
-  Router router(flat_profile(4, {1000, 2000, 4000}));
+  Router router(flat_profile(4, {1000, 2000, 4000}), no_slice);
   strata::StaticLevel middle{Level{1}};
   request(router, middle, zero, Duration(-5), zero, undisturbed, Level{2});
   CHECK(path_of(router) == std::vector<int>(4, 1));
@@ -241,7 +244,7 @@ TEST_CASE("policies: static, random from a seed, oracle, and one's own") {
 
 TEST_CASE("both estimators find a constant slow-down and forget it") {
   for (const auto estimator : {strata::Estimator::exponential, strata::Estimator::kalman}) {
-    strata::RouterOptions options;
+    strata::RouterOptions options = no_slice;
     options.slow_down.estimator = estimator;
     Router router(flat_profile(4, {1000, 2000, 4000}), options);
     strata::StaticLevel policy{Level{2}};
@@ -271,7 +274,7 @@ TEST_CASE("stages shorter than half of an average one are observed together") {
   auto profile = flat_profile(8, {1000, 2000});
   profile.key.batch = 7;
   profile.key.micro_batch = 2;
-  Router router(profile);
+  Router router(profile, no_slice);
   CHECK(router.micro_batches() == 4);
   strata::StaticLevel policy{Level{1}};
   TimePoint now = zero;
@@ -289,6 +292,17 @@ TEST_CASE("stages shorter than half of an average one are observed together") {
   CHECK(router.slow_down().mean() < before);
   profile.stages.pop_back();
   CHECK_THROWS_AS(Router(profile), strata::Error);
+}
+
+TEST_CASE("stages shorter than a slice count for the slow-down as much as they are of one") {
+  strata::StaticLevel policy{Level{0}};
+  for (const double stage : {1e5, 4e5, 1e6, 8e6}) {
+    Router router(flat_profile(4, {stage}), {.slice = Duration(1'000'000)});
+    TimePoint now = zero;
+    router.start(policy, zero, Duration::max(), now, Level{0});
+    router.next(policy, now += Duration(static_cast<std::int64_t>(3 * stage)));
+    CHECK(std::abs(router.slow_down().mean() - (1 + 2 * (1 - std::pow(0.3, std::min(stage / 1e6, 1.0))))) < 1e-9);
+  }
 }
 
 TEST_CASE("decisions allocate nothing") {
@@ -322,6 +336,7 @@ TEST_CASE("profiles that are not whole and options out of range are refused") {
   CHECK_THROWS_AS(Router(good, {.confidence = std::nan("")}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.margin = 1}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.reserve = Duration(-1)}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.slice = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.gain = 0}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.process_noise = 0}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.adaptation = 2}}), strata::Error);

@@ -25,6 +25,9 @@ struct RouterOptions {
   double confidence = 0.9;
   double margin = 0.03;                 ///< share of the time limit that is kept free
   Duration reserve = Duration::zero();  ///< kept free besides: where a lost time slice (3-5 ms) is much of the limit
+  /// Work that has the slow-down's full `gain`, if an average stage is shorter: what disturbs comes in slices of about
+  /// a millisecond and more, and the time of a stage of 0.1 ms says more about jitter than about the rest of the run.
+  Duration slice = std::chrono::milliseconds(1);
   SlowDownOptions slow_down{};
 };
 
@@ -92,6 +95,7 @@ class Router {
     require(options.confidence > 0 && options.confidence < 1, "confidence", "above 0 and below 1", options.confidence);
     require(options.margin >= 0 && options.margin < 1, "margin", "0 or more and below 1", options.margin);
     require(options.reserve >= Duration::zero(), "reserve", "0 or more", static_cast<double>(options.reserve.count()));
+    require(options.slice >= Duration::zero(), "slice", "0 or more", static_cast<double>(options.slice.count()));
     require(slow.gain > 0 && slow.gain <= 1, "slow_down.gain", "above 0, at most 1", slow.gain);
     require(slow.process_noise > 0, "slow_down.process_noise", "above 0", slow.process_noise);
     require(slow.adaptation >= 0 && slow.adaptation <= 1, "slow_down.adaptation", "0 to 1", slow.adaptation);
@@ -112,6 +116,8 @@ class Router {
         entry.spread = std::max(0.0, times.rest.quantile(options.confidence) - entry.rest);
         entry.stage = times.stage.median();
         entry.length = average > 0 ? std::min(entry.stage / average, 16.0) : 1;
+        const double unit = std::max(average, static_cast<double>(options.slice.count()));
+        entry.weight = unit > 0 ? std::min(entry.stage / unit, 16.0) : 1;
         // The quartiles: an outlier or two in the profile must not make every observation worthless.
         const double quartiles = (times.stage.quantiles[4] - times.stage.quantiles[2]) / 1.349;
         const double relative = entry.stage > 0 ? quartiles / entry.stage : 0;
@@ -193,6 +199,7 @@ class Router {
     double spread = 0;    ///< what the confidence adds to it
     double stage = 0;     ///< median of the stage
     double length = 1;    ///< of the stage, over that of an average one of the network with all pictures
+    double weight = 1;    ///< the same over a slice, if that is longer: what the stage counts for the slow-down
     double variance = 0;  ///< of the stage's time when nothing disturbs
   };
 
@@ -226,13 +233,14 @@ class Router {
     observed_.time += static_cast<double>(detail::since(start, last_).count());
     observed_.expected += entry.stage;
     observed_.length += entry.length;
+    observed_.weight += entry.weight;
     observed_.variance += entry.variance;
     learn(least_length);
   }
   /// Gives what was observed to the estimate, if it is at least so long.
   void learn(double least) noexcept {
     if (!(observed_.expected > 0) || observed_.length < least) return;
-    slow_down_.observe(observed_.time / observed_.expected, observed_.length,
+    slow_down_.observe(observed_.time / observed_.expected, observed_.weight,
                        observed_.variance / (observed_.expected * observed_.expected));
     observed_ = {};
   }
@@ -263,6 +271,7 @@ class Router {
     double time = 0;
     double expected = 0;
     double length = 0;
+    double weight = 0;
     double variance = 0;
   } observed_;
   std::vector<Entry> table_;

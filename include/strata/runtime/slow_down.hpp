@@ -15,9 +15,10 @@ enum class Estimator : std::uint8_t {
 
 struct SlowDownOptions {
   Estimator estimator = Estimator::exponential;
-  /// Share of the new ratio in the exponentially weighted mean after a stage of average length.
+  /// Share of the new ratio in the exponentially weighted mean after a stage of length 1, which is the router's
+  /// business.
   double gain = 0.7;
-  /// Kalman filter: least variance that the slow-down gains in a stage of average length.
+  /// Kalman filter: least variance that the slow-down gains in a stage of length 1.
   double process_noise = 1e-3;
   /// Kalman filter: share of the last innovation in the process noise.
   double adaptation = 0.3;
@@ -41,9 +42,9 @@ class SlowDown {
     return std::sqrt(options_.estimator == Estimator::kalman ? variance_ + process_noise_ : variance_);
   }
 
-  /// A stage took `ratio` times its median. `length` is its undisturbed time over that of an average stage: the
-  /// exponentially weighted mean keeps (1 - gain)^length of the old value; `noise` the variance of the ratio when
-  /// nothing disturbs. A ratio that is not above zero (the clock stood still or went back) tells nothing.
+  /// A stage took `ratio` times its median. `length` is its undisturbed time in the router's unit: the exponentially
+  /// weighted mean keeps (1 - gain)^length of the old value; `noise` the variance of the ratio when nothing disturbs. A
+  /// ratio that is not above zero (the clock stood still or went back) tells nothing.
   void observe(double ratio, double length, double noise) noexcept {
     if (!(ratio > 0)) return;
     ratio = ratio < least ? least : (ratio > most ? most : ratio);
