@@ -127,6 +127,28 @@ TEST_CASE("convolutions in lanes and channels last agree") {
     }
 }
 
+TEST_CASE("every element has its place in lanes, and comes back from there") {
+  std::mt19937 random(3);
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{3, 2, 2}, Shape{131, 1, 7}, Shape{48, 3, 50}}) {
+    const strata::train::LaneLayout layout(lanes, 2 * lanes, shape);
+    const Array x = numbers(random, 2 * lanes * shape.size());
+    Array there(x.size());
+    Array back(x.size());
+    for (index_t group = 0; group < 2; ++group) {
+      strata::train::to_lanes(layout, group, x.data(), there.data());
+      strata::train::from_lanes(layout, group, there.data(), back.data());
+    }
+    CHECK((back == x).all());
+    for (index_t picture = 0; picture < 2 * lanes; ++picture)
+      for (index_t pixel = 0; pixel < layout.pixels; ++pixel)
+        for (index_t c = 0; c < shape.channels; ++c) {
+          const index_t at = picture / lanes * layout.group_step() + c / layout.block * layout.block_step() +
+                             (pixel * layout.block + c % layout.block) * lanes + picture % lanes;
+          if (there[at] != x[(picture * layout.pixels + pixel) * shape.channels + c]) FAIL("element " << at);
+        }
+  }
+}
+
 TEST_CASE("tensors give values and gradients in either layout") {
   strata::SerialExecutor executor;
   Family::Context context(executor);

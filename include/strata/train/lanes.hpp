@@ -53,17 +53,27 @@ void to_lanes(const LaneLayout& layout, index_t group, const Scalar* channels_la
           *target++ = source[lane * size + pixel * layout.channels + c];
 }
 
-/// The way back.
+/// The way back, picture by picture within pieces that stay in the L1 cache: the pictures of a group often lie a
+/// multiple of 4 KiB apart, where lines of all of them would throw each other out of it (three times slower).
 template <class Scalar>
 void from_lanes(const LaneLayout& layout, index_t group, const Scalar* lanes, Scalar* channels_last) noexcept {
+  constexpr index_t piece_bytes = index_t{16} << 10U;
   const index_t size = layout.pixels * layout.channels;
+  const index_t pixel_size = layout.block * layout.lanes;
+  const index_t most = std::max<index_t>(piece_bytes / (pixel_size * static_cast<index_t>(sizeof(Scalar))), 1);
   Scalar* const target = channels_last + group * layout.lanes * size;
   const Scalar* source = lanes + group * layout.group_step();
-  for (index_t first = 0; first < layout.channels; first += layout.block)
-    for (index_t pixel = 0; pixel < layout.pixels; ++pixel)
-      for (index_t c = first; c < first + layout.block; ++c)
-        for (index_t lane = 0; lane < layout.lanes; ++lane)
-          target[lane * size + pixel * layout.channels + c] = *source++;
+  for (index_t first_channel = 0; first_channel < layout.channels; first_channel += layout.block)
+    for (index_t first = 0; first < layout.pixels; first += most) {
+      const index_t count = std::min(most, layout.pixels - first);
+      for (index_t lane = 0; lane < layout.lanes; ++lane) {
+        const Scalar* from = source + lane;
+        Scalar* to = target + lane * size + first * layout.channels + first_channel;
+        for (index_t pixel = 0; pixel < count; ++pixel, to += layout.channels)
+          for (index_t c = 0; c < layout.block; ++c, from += layout.lanes) to[c] = *from;
+      }
+      source += count * pixel_size;
+    }
 }
 
 }  // namespace strata::train
