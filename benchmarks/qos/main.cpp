@@ -249,10 +249,11 @@ void run(const Options& options) {
       }
       return false;
     };
-    if (!becomes_quiet()) {
-      std::printf("0 rounds added, not finished: the machine is busy: call again\n");
-      return;
-    }
+    int rounds = 0;
+    const auto stop = [&](const char* why) {
+      std::printf("%d rounds added, not finished: %s: call again\n", rounds, why);
+    };
+    if (!becomes_quiet()) return stop("the machine is busy");
     const std::string rows = options.row_name() + " real";
     state.set_settings(rows, {{"network", options.network},
                               {"full_median_ms", median / 1e6},
@@ -279,13 +280,8 @@ void run(const Options& options) {
           {"undisturbed_routed_ms", cost.routed / 1e6},
           {"undisturbed_full_level_share_at_1.5", cost.full_share}};
     }
-    int rounds = 0;
     bool left = false;
     double longest = 0;
-    const auto stop = [&](const char* why) {
-      state.write(options.state);
-      std::printf("%d rounds added, not finished: %s: call again\n", rounds, why);
-    };
     const int cores = static_cast<int>(std::max<std::size_t>(1, options.cores.size()));
     const std::size_t needed = (options.requests + options.round - 1) / options.round;
     for (std::uint64_t round = 0; round < needed; ++round)
@@ -307,16 +303,17 @@ void run(const Options& options) {
           qos::State with_round = state;
           run_round(server, with_round, options, kind, arrivals, policies, round, name, median);
           longest = std::max(longest, seconds_since(begin));
-          if (is_quiet()) {
+          const bool counts = is_quiet();
+          if (counts) {
             state = std::move(with_round);
             ++rounds;
           } else {
             auto& count = state.info()[rows]["rounds_not_counted"];
             count = (count.is_null() ? 0 : count.get<int>()) + 1;
             left = true;
-            if (!becomes_quiet()) return stop("the machine is busy");
           }
           state.write(options.state);
+          if (!counts && !becomes_quiet()) return stop("the machine is busy");
         }
     if (left) return stop("rounds that did not count are left");
     std::printf("%d rounds added, finished\n", rounds);

@@ -180,24 +180,27 @@ void lane_moments(const LaneBlock& block, const Scalar* x, Scalar* mean, Scalar*
   });
 }
 
-/// The scalar twin of `lane_moments`.
+/// The scalar twin of `lane_moments`, whose sums are in double precision.
 template <class Arch, class Scalar>
 void lane_moments_reference(const LaneBlock& block, const Scalar* x, Scalar* mean, Scalar* squares) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t c = 0; c < block.channels; ++c) {
-    mean[c] = squares[c] = Scalar{0};
+    double sum = 0;
+    double of_squares = 0;
     for (const bool second : {false, true}) {
+      const double centre = sum / static_cast<double>(block.pixels * lanes);
       for (index_t p = 0; p < block.pixels; ++p)
         for (index_t lane = 0; lane < lanes; ++lane) {
-          const Scalar value = x[(p * block.channels + c) * lanes + lane];
+          const auto value = static_cast<double>(x[(p * block.channels + c) * lanes + lane]);
           if (second) {
-            squares[c] += (value - mean[c]) * (value - mean[c]);
+            of_squares += (value - centre) * (value - centre);
           } else {
-            mean[c] += value;
+            sum += value;
           }
         }
-      if (!second) mean[c] /= static_cast<Scalar>(block.pixels * lanes);
     }
+    mean[c] = static_cast<Scalar>(sum / static_cast<double>(block.pixels * lanes));
+    squares[c] = static_cast<Scalar>(of_squares);
   }
 }
 
@@ -238,22 +241,27 @@ void lane_affine_reference(const LaneBlock& block, const Scalar* x, const Scalar
       }
 }
 
-/// What the first sweep of the backward pass reads; factors are per channel.
+/// What both sweeps of the backward pass read; factors are per channel.
 template <class Scalar>
-struct LaneGradientSums {
+struct LaneBackward {
   const Scalar* x = nullptr;
-  const Scalar* mean = nullptr;
-  const Scalar* scale = nullptr;  ///< with `shift` the factors of the forward pass; for ReLU without `y`
-  const Scalar* shift = nullptr;
-  const Scalar* y = nullptr;  ///< for ReLU after a residual; null: x * scale + shift was what it cut off
+  const Scalar* scale = nullptr;  ///< of the forward pass
+  const Scalar* shift = nullptr;  ///< of the forward pass; for ReLU without `y`
+  const Scalar* y = nullptr;      ///< for ReLU after a residual; null: x * scale + shift was what it cut off
   const Scalar* dy = nullptr;
   bool relu = false;
+
+  /// Scalar: the gradient of element `at`, of channel `c`, before the activation.
+  [[nodiscard]] Scalar before_activation(index_t at, index_t c) const noexcept {
+    if (relu && !((y != nullptr ? y[at] : std::fma(x[at], scale[c], shift[c])) > 0)) return Scalar{0};
+    return dy[at];
+  }
 };
 
 /// With dz = dy, or with `relu` dy where the result is above 0: sum = sum of dz and product = sum of dz * (x - mean),
 /// per channel.
 template <class Arch, class Scalar>
-void lane_gradient_sums(const LaneBlock& block, const LaneGradientSums<Scalar>& job, Scalar* sum,
+void lane_gradient_sums(const LaneBlock& block, const LaneBackward<Scalar>& job, const Scalar* mean, Scalar* sum,
                         Scalar* product) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   std::fill_n(sum, block.channels, Scalar{0});
@@ -264,7 +272,7 @@ void lane_gradient_sums(const LaneBlock& block, const LaneGradientSums<Scalar>& 
       const auto run = [&]<detail::ReluMask mask>() {
         constexpr bool by_input = mask == detail::ReluMask::by_input;
         detail::lane_gradient_sums_strip<Arch, mask>(
-            piece, job.x + at, job.mean + c, by_input ? job.scale + c : nullptr, by_input ? job.shift + c : nullptr,
+            piece, job.x + at, mean + c, by_input ? job.scale + c : nullptr, by_input ? job.shift + c : nullptr,
             mask == detail::ReluMask::by_result ? job.y + at : nullptr, job.dy + at, sum + c, product + c, strip);
       };
       if (!job.relu) return run.template operator()<detail::ReluMask::none>();
@@ -274,36 +282,31 @@ void lane_gradient_sums(const LaneBlock& block, const LaneGradientSums<Scalar>& 
   });
 }
 
-/// The scalar twin of `lane_gradient_sums`.
+/// The scalar twin of `lane_gradient_sums`, whose sums are in double precision.
 template <class Arch, class Scalar>
-void lane_gradient_sums_reference(const LaneBlock& block, const LaneGradientSums<Scalar>& job, Scalar* sum,
-                                  Scalar* product) noexcept {
+void lane_gradient_sums_reference(const LaneBlock& block, const LaneBackward<Scalar>& job, const Scalar* mean,
+                                  Scalar* sum, Scalar* product) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t c = 0; c < block.channels; ++c) {
-    sum[c] = product[c] = Scalar{0};
+    double sums = 0;
+    double products = 0;
     for (index_t p = 0; p < block.pixels; ++p)
       for (index_t lane = 0; lane < lanes; ++lane) {
         const index_t at = (p * block.channels + c) * lanes + lane;
-        const bool through =
-            !job.relu || (job.y != nullptr ? job.y[at] : std::fma(job.x[at], job.scale[c], job.shift[c])) > 0;
-        const Scalar dz = through ? job.dy[at] : Scalar{0};
-        sum[c] += dz;
-        product[c] += dz * (job.x[at] - job.mean[c]);
+        const Scalar dz = job.before_activation(at, c);
+        sums += static_cast<double>(dz);
+        products += static_cast<double>(dz) * static_cast<double>(job.x[at] - mean[c]);
       }
+    sum[c] = static_cast<Scalar>(sums);
+    product[c] = static_cast<Scalar>(products);
   }
 }
 
 /// What the last sweep of the backward pass reads and writes; factors are per channel.
 template <class Scalar>
-struct LaneAffineGradient {
-  const Scalar* x = nullptr;
-  const Scalar* y = nullptr;  ///< as in `LaneGradientSums`
-  const Scalar* dy = nullptr;
-  const Scalar* scale = nullptr;  ///< of the forward pass
-  const Scalar* shift = nullptr;  ///< of the forward pass; for ReLU without `y`
+struct LaneAffineGradient : LaneBackward<Scalar> {
   const Scalar* slope = nullptr;
   const Scalar* offset = nullptr;
-  bool relu = false;
   Scalar* dx = nullptr;        ///< may be dy
   bool add = false;            ///< to dx, which is not dy then
   Scalar* residual = nullptr;  ///< gradient of the residual: dz is written to it, or added; null: none
@@ -349,9 +352,7 @@ void lane_affine_gradient_reference(const LaneBlock& block, const LaneAffineGrad
     for (index_t c = 0; c < block.channels; ++c)
       for (index_t lane = 0; lane < lanes; ++lane) {
         const index_t at = (p * block.channels + c) * lanes + lane;
-        const bool through =
-            !job.relu || (job.y != nullptr ? job.y[at] : std::fma(job.x[at], job.scale[c], job.shift[c])) > 0;
-        const Scalar dz = through ? job.dy[at] : Scalar{0};
+        const Scalar dz = job.before_activation(at, c);
         if (job.residual != nullptr) job.residual[at] = job.add_residual ? job.residual[at] + dz : dz;
         const Scalar d = dz * job.scale[c] + job.x[at] * job.slope[c] + job.offset[c];
         job.dx[at] = job.add ? job.dx[at] + d : d;

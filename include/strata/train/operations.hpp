@@ -358,20 +358,23 @@ template <class Scalar>
   const bool to_shortcut = has_residual && residual->needs_gradient();
   context.record([=, affine = std::move(affine)] {
     Scalar* const dy = y.whole_lane_gradient();
+    const auto inputs = [&](index_t at, index_t channel) {
+      kernels::LaneBackward<Scalar> from;
+      from.x = x.lanes() + at;
+      from.scale = &affine.scale[channel];
+      from.shift = &affine.offset[channel];
+      from.y = has_residual ? y.lanes() + at : nullptr;
+      from.dy = dy + at;
+      from.relu = relu;
+      return from;
+    };
     Columns sums(channels, layout.groups);      // of dz
     Columns products(channels, layout.groups);  // of dz * (x - mean)
     for_blocks([&](index_t at, index_t channel, index_t group) {
       if (keep)
         for (index_t i = at; i < at + layout.block_step(); ++i) dy[i] *= derivative((*before)[i], activation);
-      kernels::LaneGradientSums<Scalar> job;
-      job.x = x.lanes() + at;
-      job.mean = &affine.mean[channel];
-      job.scale = &affine.scale[channel];
-      job.shift = &affine.offset[channel];
-      job.y = has_residual ? y.lanes() + at : nullptr;
-      job.dy = dy + at;
-      job.relu = relu;
-      kernels::lane_gradient_sums<Arch>(block, job, &sums(channel, group), &products(channel, group));
+      kernels::lane_gradient_sums<Arch>(block, inputs(at, channel), &affine.mean[channel], &sums(channel, group),
+                                        &products(channel, group));
     });
     const Array sum = sums.rowwise().sum();
     const Array product = products.rowwise().sum() * affine.inverse;
@@ -390,15 +393,9 @@ template <class Scalar>
     // Nobody asks for the gradient of y any more: that of x takes its place.
     const auto dx = x.take_lane_gradient(y);
     for_blocks([&](index_t at, index_t channel, index_t) {
-      kernels::LaneAffineGradient<Scalar> job;
-      job.x = x.lanes() + at;
-      job.y = has_residual ? y.lanes() + at : nullptr;
-      job.dy = dy + at;
-      job.scale = &affine.scale[channel];
-      job.shift = &affine.offset[channel];
+      kernels::LaneAffineGradient<Scalar> job{inputs(at, channel)};
       job.slope = &slope[channel];
       job.offset = &offset[channel];
-      job.relu = relu;
       job.dx = dx.data + at;
       job.add = !dx.fresh;
       job.residual = for_shortcut.data == nullptr ? nullptr : for_shortcut.data + at;

@@ -172,7 +172,7 @@ template <class Scalar>
 [[nodiscard]] Tensor<Scalar> max_over(Context<Scalar>& context, const Tensor<Scalar>& x, index_t samples, Shape out) {
   const bool in_lanes = x.has(Layout::lanes);
   Tensor<Scalar> y = context.make(x.batch(), out, x.needs_gradient(), in_lanes ? Layout::lanes : Layout::channels_last);
-  const LaneLayout layout = in_lanes ? y.lane_layout() : LaneLayout(1, x.batch(), out);
+  const LaneLayout layout = y.lane_layout();
   const index_t units = in_lanes ? layout.groups * layout.blocks() : x.batch();
   const index_t size = in_lanes ? layout.block_step() : out.size();
   const Scalar* const values = in_lanes ? x.lanes() : x.value().data();
