@@ -268,6 +268,8 @@ void run(const Options& options) {
                               {"margin", options.margin},
                               {"reserve_ms", options.reserve_ms},
                               {"quiet", options.quiet},
+                              {"slice_ms", strata::RouterOptions{}.slice.count() / 1e6},
+                              {"profile_pause_ms", strata::ProfileOptions{}.pause.count() / 1e6},
                               {"estimator", options.estimator},
                               {"instruction_set", profile.key.instruction_set}});
     if (!state.info()[rows].contains("controller")) {

@@ -1,6 +1,7 @@
 // PointNet++ at a small width: both groupings in both families, the names of its parameters, its multiply-adds.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <random>
 #include <string>
@@ -10,6 +11,7 @@
 #include <strata/train/allocation.hpp>
 #include <strata/train/training.hpp>
 
+#include "pointnet2/clouds.hpp"
 #include "pointnet2/network.hpp"
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
@@ -124,4 +126,38 @@ TEST_CASE("the single-scale classifier has the weights and multiply-adds of the 
   const index_t fc = 1024 * 512 + 512 * 256 + 256 * 40;
   CHECK(count.total_weights == sa1 + sa2 + sa3 + fc);
   CHECK(count.total_flops == 2 * (512 * 32 * sa1 + 128 * 64 * sa2 + 128 * sa3 + fc));
+}
+
+TEST_CASE("the stored PointNet++ holds its budgets and computes what it computed when it was stored") {
+  // The file has an input and all levels' logits, which loading compares.
+  const auto model = strata::load<pointnet2::PointNet2>(
+      STRATA_SOURCE_DIR "/examples/pointnet2/models/pointnet2-shapes13.safetensors", {.self_check = true});
+  REQUIRE(model.levels() == 2);
+  CHECK(model.nnz(Level{1}) <= static_cast<index_t>(0.1338 * 1458752));
+  CHECK(model.nnz(Level{0}) <= static_cast<index_t>(0.0538 * 1458752));
+}
+
+TEST_CASE("the stored PointNet++ keeps its accuracy on every third test cloud", "[data]") {
+  const char* const directory = std::getenv("STRATA_SHAPES13");
+  if (directory == nullptr) {
+    WARN("no shapes13, whose licence is not known; STRATA_SHAPES13 names its directory: left out");
+    return;
+  }
+  const auto clouds = std::move(pointnet2::read_shapes(directory)).value().test;
+  const auto model =
+      strata::load<pointnet2::PointNet2>(STRATA_SOURCE_DIR "/examples/pointnet2/models/pointnet2-shapes13.safetensors");
+  strata::Session session(model);
+  std::vector<float> cloud;
+  std::vector<std::uint8_t> label;
+  index_t right[2] = {0, 0};
+  for (std::uint32_t i = 0; i < clouds.labels.size(); i += 3) {
+    pointnet2::load_clouds(clouds, &i, 1, cloud, label);
+    for (const int level : {0, 1}) {
+      const auto logits = session.run(cloud, Level{level});
+      right[level] += std::max_element(logits.begin(), logits.end()) - logits.begin() == label[0] ? 1 : 0;
+    }
+  }
+  // Instruction sets round differently: a cloud may lie on the edge between classes.
+  CHECK(std::abs(right[1] - 57) <= 1);
+  CHECK(std::abs(right[0] - 53) <= 1);
 }

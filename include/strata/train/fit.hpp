@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
@@ -13,6 +15,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <system_error>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -247,13 +250,19 @@ class Trainer {
     return text + ", " + task_.fingerprint();
   }
 
-  /// The part of a fingerprint that the dense phase depends on.
-  [[nodiscard]] static std::string dense_part(const std::string& fingerprint) {
+  /// The part of a fingerprint that the dense phase depends on. Its length is told in steps, so that epochs that were
+  /// computed in another way (0.3 of 36 or 0.6 of 18) agree.
+  [[nodiscard]] std::string dense_part(const std::string& fingerprint) const {
     std::string part;
     for (std::size_t begin = 0; begin < fingerprint.size();) {
       const std::size_t end = std::min(fingerprint.find(", ", begin), fingerprint.size());
-      const std::string entry = fingerprint.substr(begin, end - begin);
-      if (!Recipe::concerns_levels_only(entry.substr(0, entry.find(' ')))) part += (part.empty() ? "" : ", ") + entry;
+      std::string entry = fingerprint.substr(begin, end - begin);
+      const std::string name = entry.substr(0, entry.find(' '));
+      double epochs = 0;
+      if (name == "dense_epochs" &&
+          std::from_chars(entry.data() + name.size() + 1, entry.data() + entry.size(), epochs).ec == std::errc())
+        entry = "dense steps " + std::to_string(std::llround(epochs * static_cast<double>(steps_per_epoch_)));
+      if (!Recipe::concerns_levels_only(name)) part += (part.empty() ? "" : ", ") + entry;
       begin = end + 2;
     }
     return part;
