@@ -20,6 +20,7 @@
 #include <strata/kernels/convolution_shape.hpp>
 #include <strata/kernels/dense_tile.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/exponential.hpp>
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/kernels/lanes.hpp>
 #include <strata/kernels/lstm.hpp>

@@ -216,6 +216,32 @@ TEST_CASE("both families agree with the plain reference on awkward graphs, width
         }
 }
 
+TEST_CASE("a node whose scores tower above all others leaves their attention as it is") {
+  // One bound is subtracted from all scores: those of nodes that are far below it must not get lost.
+  const auto graph = graphs()[6].graph;
+  for (const index_t heads : {1, 3, 8, 19})
+    for (const bool concat : {true, false})
+      for (const float height : {50.0F, 300.0F, 3e4F}) {
+        typename TrainingNet::Config config;
+        config.heads = heads;
+        config.concat = concat;
+        config.hidden = 8;
+        INFO(heads << " heads, concat " << concat << ", height " << height);
+        TrainingNet network(config);
+        randomise(network, 0, 3);
+        const SparseFeatures x = random_features(graph.nodes(), config.features, 4);
+        std::vector<float> values(x.values().begin(), x.values().end());
+        for (auto k = static_cast<std::size_t>(x.offsets()[5]); k < static_cast<std::size_t>(x.offsets()[6]); ++k)
+          values[k] *= height;
+        const GraphInput input{graph,
+                               SparseFeatures::from_csr(config.features, {x.offsets().begin(), x.offsets().end()},
+                                                        {x.indices().begin(), x.indices().end()}, values)};
+        const auto model = Model::from_archive(strata::to_archive(network, 1)).value();
+        strata::GraphSession<Model> session(model, input);
+        CHECK(worst_difference(session.run(Level{0}), expected(network, input, Level{0})) < 1e-3);
+      }
+}
+
 TEST_CASE("graph sessions: the same bits on any number of threads, no allocation, other inputs") {
   TrainingNet network({});
   randomise(network, 2, 5);

@@ -9,6 +9,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/types.hpp>
+#include <strata/kernels/exponential.hpp>
 
 namespace strata::kernels {
 
@@ -22,7 +23,7 @@ void additive_scores(index_t units, const Scalar* keys, index_t pitch, const Sca
   const Batch one(Scalar{1});
   const Batch limit(sizeof(Scalar) == 4 ? Scalar{10} : Scalar{20});  // tanh is 1 to rounding beyond
   const auto tanh = [&](const Batch& x) {
-    const Batch e = xsimd::exp(xsimd::max(xsimd::min(x, limit), -limit) * Batch(Scalar{-2}));
+    const Batch e = bounded_exp(xsimd::max(xsimd::min(x, limit), -limit) * Batch(Scalar{-2}));
     return (one - e) / (one + e);
   };
   index_t s = 0;
@@ -116,7 +117,7 @@ void masked_softmax(index_t length, index_t pitch, const Scalar* mask, Scalar* s
   Batch sums(Scalar{0});
   for (index_t s = 0; s < pitch; s += lanes) {
     const Batch score = Batch::load_aligned(scores + s) - Batch(top);
-    const Batch e = xsimd::select(score < least, Batch(Scalar{0}), xsimd::exp(xsimd::max(score, least)));
+    const Batch e = xsimd::select(score < least, Batch(Scalar{0}), bounded_exp(xsimd::max(score, least)));
     sums += e;
     e.store_aligned(scores + s);
   }

@@ -11,6 +11,7 @@
 
 #include <strata/core/activation.hpp>
 #include <strata/core/types.hpp>
+#include <strata/kernels/exponential.hpp>
 
 namespace strata::kernels {
 
@@ -47,6 +48,13 @@ template <class Scalar>
   return x;
 }
 
+/// x for x > 0, else e^x - 1.
+template <class Batch>
+[[nodiscard]] [[gnu::always_inline]] inline Batch elu(const Batch& x) noexcept {
+  using Scalar = typename Batch::value_type;
+  return xsimd::max(x, bounded_exp(xsimd::min(x, Batch(Scalar{0}))) - Batch(Scalar{1}));
+}
+
 /// The activation of a vector, lane by lane; agrees with the scalar form to rounding (of numbers about 1).
 template <class Scalar, class Arch>
 [[nodiscard]] xsimd::batch<Scalar, Arch> activate(const xsimd::batch<Scalar, Arch>& x, Activation activation) noexcept {
@@ -63,7 +71,7 @@ template <class Scalar, class Arch>
     case Activation::leaky_relu:
       return xsimd::max(x, zero) + xsimd::min(x, zero) * Batch(static_cast<Scalar>(leaky_relu_slope));
     case Activation::elu:
-      return xsimd::max(x, xsimd::exp(xsimd::min(x, zero)) - one);
+      return elu(x);
     case Activation::sigmoid:
       return one / (one + xsimd::exp(-x));
     case Activation::tanh:
@@ -90,8 +98,12 @@ namespace detail {
 template <class Arch, class Scalar>
 [[gnu::noinline]] void activate_stored(Scalar* output, std::size_t vectors, Activation activation) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
-  for (std::size_t v = 0; v < vectors; ++v, output += Batch::size)
-    activate(Batch::load_aligned(output), activation).store_aligned(output);
+  const Scalar* const end = output + vectors * Batch::size;
+  if (activation == Activation::elu) {
+    for (; output != end; output += Batch::size) elu(Batch::load_aligned(output)).store_aligned(output);
+    return;
+  }
+  for (; output != end; output += Batch::size) activate(Batch::load_aligned(output), activation).store_aligned(output);
 }
 
 template <class Scalar, class Arch, std::size_t... v>

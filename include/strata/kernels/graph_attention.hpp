@@ -19,6 +19,7 @@
 #include <strata/core/activation.hpp>
 #include <strata/core/types.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/exponential.hpp>
 #include <strata/kernels/lanes.hpp>
 #include <strata/layers/graph.hpp>
 #include <strata/sparse/leveled_csr.hpp>
@@ -304,7 +305,7 @@ template <class Batch, class Scalar>
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const auto weigh = [&](const Batch& scores) __attribute__((always_inline)) {
     const Batch z = scores + mine;
-    return xsimd::exp(xsimd::max(z, z * leak) - top);
+    return bounded_exp(xsimd::max(z, z * leak) - top);
   };
   const auto scores_of = [&](index_t e) { return Batch::load_aligned(source_scores + sources[e] * lanes); };
   Batch total(Scalar{0});
@@ -326,46 +327,216 @@ template <class Batch, class Scalar>
   return total;
 }
 
-/// Weights and weighted sum of one node, sums in registers: for several heads whose attention weights fit a vector and
-/// rows of `count` vectors. Exponentials have a loop of their own, because no vector register outlives their call.
+/// Below this a sum of attention weights has lost digits, because no edge's score is near the bound that was
+/// subtracted.
+template <class Scalar>
+inline constexpr auto least_total = static_cast<Scalar>(1e-30);
+
+/// `lane of total` < `least_total` for any.
+template <class Batch>
+[[nodiscard]] [[gnu::always_inline]] inline bool lost_digits(const Batch& total) noexcept {
+  return xsimd::any(total < Batch(least_total<typename Batch::value_type>));
+}
+
+/// Bias and activation of `count` vectors of weighted sums, stored to `target`.
+template <class Batch, std::size_t... v>
+[[gnu::always_inline]] inline void finish_sums(std::array<Batch, sizeof...(v)>& sums, const Batch& total,
+                                               const AttentionOutput<typename Batch::value_type>& output,
+                                               typename Batch::value_type* target, std::index_sequence<v...>) noexcept {
+  using Scalar = typename Batch::value_type;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const Batch factor = Batch(Scalar{1}) / total;
+  ((sums[v] *= factor), ...);
+  if (output.concat && output.bias != nullptr)
+    ((sums[v] += Batch::load_aligned(output.bias + static_cast<index_t>(v) * lanes)), ...);
+  (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
+  if (output.concat && output.activation != Activation::identity)
+    activate_stored<typename Batch::arch_type>(target, sizeof...(v), output.activation);
+}
+
+/// Weights and weighted sum of one node of one chunk of edges at most, sums in registers: for several heads whose
+/// attention weights fit a vector and rows of `count` vectors. `top`: a bound of the node's scores, head by head.
+/// Returns whether that served. (Exponentials have a loop of their own, for which two edges share a vector.)
 template <class Arch, std::size_t count, class Scalar>
-[[gnu::always_inline]] inline void attend_in_registers(const GraphIndex* sources, index_t degree, const Scalar* h,
-                                                       const Scalar* source_scores, const Scalar* own, Scalar slope,
-                                                       bool halves, const AttentionOutput<Scalar>& output,
-                                                       Scalar* weights, Scalar* target) noexcept {
+[[gnu::always_inline]] inline bool attend_in_registers(const GraphIndex* sources, index_t degree, const Scalar* h,
+                                                       const Scalar* source_scores,
+                                                       const xsimd::batch<Scalar, Arch>& mine,
+                                                       const xsimd::batch<Scalar, Arch>& leak,
+                                                       const xsimd::batch<Scalar, Arch>& top, bool halves,
+                                                       const AttentionOutput<Scalar>& output, Scalar* weights,
+                                                       Scalar* target) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   constexpr auto row = static_cast<index_t>(count) * lanes;
-  const Batch mine = Batch::load_aligned(own);
-  const Batch leak(slope);
-  Batch top(-std::numeric_limits<Scalar>::infinity());
-  for (index_t e = 0; e < degree; ++e) top = xsimd::max(top, Batch::load_aligned(source_scores + sources[e] * lanes));
-  top += mine;
-  top = xsimd::max(top, top * leak);
+  constexpr std::make_index_sequence<count> each{};
+  const Batch total = edge_weights(sources, degree, source_scores, mine, leak, top, halves, weights);
+  if (lost_digits(total)) return false;
   [&]<std::size_t... v>(std::index_sequence<v...>) {
     std::array<Batch, count> sums{((void)v, Batch(Scalar{0}))...};
-    Batch total(Scalar{0});
-    for (index_t begin = 0; begin < degree; begin += attention_chunk) {
-      const index_t edges = std::min(attention_chunk, degree - begin);
-      if (begin > 0) (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
-      total += edge_weights(sources + begin, edges, source_scores, mine, leak, top, halves, weights);
-      if (begin > 0) ((sums[v] = Batch::load_aligned(target + static_cast<index_t>(v) * lanes)), ...);
-      for (index_t e = 0; e < edges; ++e) {
-        const Batch w = Batch::load_aligned(weights + e * lanes);
-        const Scalar* const from = h + sources[begin + e] * row;
+    for (index_t e = 0; e < degree; ++e) {
+      const Batch w = Batch::load_aligned(weights + e * lanes);
+      const Scalar* const from = h + sources[e] * row;
+      ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
+    }
+    finish_sums(sums, total, output, target, each);
+  }
+  (each);
+  return true;
+}
+
+/// The same for one head, whose edges lie in the lanes: the exponentials of all edges of nodes first .. last-1 in one
+/// go, which are a chunk at most. Calls `otherwise(node)` for nodes that the bound does not serve.
+template <class Arch, std::size_t count, class Scalar, class Otherwise>
+[[gnu::always_inline]] inline void attend_with_one_head(const Graph& graph, index_t first, index_t last,
+                                                        const Scalar* h, const Scalar* source_scores,
+                                                        const Scalar* target_scores, Scalar largest, Scalar slope,
+                                                        const AttentionOutput<Scalar>& output, Scalar* weights,
+                                                        const Otherwise& otherwise) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  constexpr auto row = static_cast<index_t>(count) * lanes;
+  constexpr std::make_index_sequence<count> each{};
+  const GraphIndex* const offsets = graph.offsets().data();
+  const GraphIndex* const sources = graph.sources().data();
+  const auto leaky = [&](Scalar x) { return std::max(x, x * slope); };
+  const index_t begin = offsets[first];
+  const index_t edges = offsets[last] - begin;
+  for (index_t node = first; node < last; ++node) {
+    const Scalar own = target_scores[node];
+    const Scalar top = leaky(largest + own);
+    for (index_t e = offsets[node]; e < offsets[node + 1]; ++e)
+      weights[e - begin] = leaky(source_scores[sources[e]] + own) - top;
+  }
+  std::fill(weights + edges, weights + round_up(edges, lanes), Scalar{0});
+  for (index_t e = 0; e < edges; e += lanes) bounded_exp(Batch::load_aligned(weights + e)).store_aligned(weights + e);
+  for (index_t node = first; node < last; ++node) {
+    Scalar* const target = output.values + node * output.pitch;
+    [&]<std::size_t... v>(std::index_sequence<v...>) {
+      std::array<Batch, count> sums{((void)v, Batch(Scalar{0}))...};
+      Batch total(Scalar{0});
+      for (index_t e = offsets[node]; e < offsets[node + 1]; ++e) {
+        const Batch w(weights[e - begin]);
+        const Scalar* const from = h + sources[e] * row;
+        total += w;
         ((sums[v] = xsimd::fma(w, Batch::load_aligned(from + static_cast<index_t>(v) * lanes), sums[v])), ...);
       }
+      if (lost_digits(total)) {
+        otherwise(node);
+      } else {
+        finish_sums(sums, total, output, target, each);
+      }
     }
-    const Batch factor = degree == 0 ? Batch(Scalar{0}) : Batch(Scalar{1}) / total;
-    ((sums[v] *= factor), ...);
-    if (output.concat && output.bias != nullptr)
-      ((sums[v] += Batch::load_aligned(output.bias + static_cast<index_t>(v) * lanes)), ...);
-    (sums[v].store_aligned(target + static_cast<index_t>(v) * lanes), ...);
+    (each);
   }
-  (std::make_index_sequence<count>());
-  if (output.concat && output.activation != Activation::identity)
-    for (index_t at = 0; at < row; at += lanes)
-      activate(Batch::load_aligned(target + at), output.activation).store_aligned(target + at);
+}
+
+/// Calls `f` with the integral constant `count`, which is 1 to 8.
+template <class F>
+[[gnu::always_inline]] inline void with_count(index_t count, const F& f) {
+  switch (count) {
+    case 1:
+      return f(std::integral_constant<std::size_t, 1>());
+    case 2:
+      return f(std::integral_constant<std::size_t, 2>());
+    case 3:
+      return f(std::integral_constant<std::size_t, 3>());
+    case 4:
+      return f(std::integral_constant<std::size_t, 4>());
+    case 5:
+      return f(std::integral_constant<std::size_t, 5>());
+    case 6:
+      return f(std::integral_constant<std::size_t, 6>());
+    case 7:
+      return f(std::integral_constant<std::size_t, 7>());
+    default:
+      return f(std::integral_constant<std::size_t, 8>());
+  }
+}
+
+/// One node of any degree with any layout: the largest score of its own edges is subtracted, sums pass through memory.
+template <class Arch, class Scalar>
+void attend(const GraphIndex* sources, index_t degree, const HeadLayout& layout, const Scalar* h,
+            const Scalar* source_scores, const Scalar* own, Scalar slope, const AttentionOutput<Scalar>& output,
+            Scalar* scratch, Scalar* target) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  const bool single = layout.score == 1;  // edges lie in the lanes, else heads do
+  const index_t groups = single ? 1 : layout.score / lanes;
+  Scalar* const top = scratch + layout.row;
+  Scalar* const total = top + round_up(layout.score, lanes);
+  Scalar* const weights = total + round_up(layout.score, lanes);
+  Scalar* const row = output.concat ? target : scratch;
+  const Batch leak(slope);
+  std::fill(row, row + layout.row, Scalar{0});
+  // Leaky ReLU does not fall, so the largest score is that of the largest source.
+  if (single) {
+    Scalar largest = -std::numeric_limits<Scalar>::infinity();
+    for (index_t e = 0; e < degree; ++e) largest = std::max(largest, source_scores[sources[e]]);
+    largest += *own;
+    *top = std::max(largest, largest * slope);
+    *total = 0;
+  } else {
+    for (index_t g = 0; g < layout.score; g += lanes) {
+      Batch largest(-std::numeric_limits<Scalar>::infinity());
+      for (index_t e = 0; e < degree; ++e)
+        largest = xsimd::max(largest, Batch::load_aligned(source_scores + sources[e] * layout.score + g));
+      largest += Batch::load_aligned(own + g);
+      xsimd::max(largest, largest * leak).store_aligned(top + g);
+      Batch(Scalar{0}).store_aligned(total + g);
+    }
+  }
+  for (index_t begin = 0; begin < degree; begin += attention_chunk) {
+    const index_t edges = std::min(attention_chunk, degree - begin);
+    const GraphIndex* const chunk = sources + begin;
+    if (single) {
+      const index_t padded = round_up(edges, lanes);
+      for (index_t e = 0; e < edges; ++e) weights[e] = source_scores[chunk[e]];
+      for (index_t e = edges; e < padded; ++e) weights[e] = 0;
+      const Batch mine(*own);
+      const Batch largest(*top);
+      for (index_t e = 0; e < padded; e += lanes) {
+        const Batch z = Batch::load_aligned(weights + e) + mine;
+        bounded_exp(xsimd::max(z, z * leak) - largest).store_aligned(weights + e);
+      }
+      Scalar sum = 0;
+      for (index_t e = 0; e < edges; ++e) sum += weights[e];
+      *total += sum;
+    } else {
+      for (index_t g = 0; g < layout.score; g += lanes) {
+        const Batch mine = Batch::load_aligned(own + g);
+        const Batch largest = Batch::load_aligned(top + g);
+        Batch sum = Batch::load_aligned(total + g);
+        for (index_t e = 0; e < edges; ++e) {
+          const Batch z = Batch::load_aligned(source_scores + chunk[e] * layout.score + g) + mine;
+          const Batch w = bounded_exp(xsimd::max(z, z * leak) - largest);
+          sum += w;
+          w.store_aligned(weights + e * layout.score + g);
+        }
+        sum.store_aligned(total + g);
+      }
+    }
+    if (groups == 1) {
+      add_neighbours<Arch, true>(chunk, edges, h, layout.row, weights, layout.score, groups, row);
+    } else {
+      add_neighbours<Arch, false>(chunk, edges, h, layout.row, weights, layout.score, groups, row);
+    }
+  }
+  if (degree > 0) {
+    for (index_t v = 0; v < layout.row / lanes; ++v) {
+      const Batch sum = single ? Batch(*total) : Batch::load_aligned(total + v % groups * lanes);
+      (Batch::load_aligned(row + v * lanes) / sum).store_aligned(row + v * lanes);
+    }
+  }
+  if (!output.concat) {
+    mean_over_heads(layout, row, output, target);
+    return;
+  }
+  for (index_t at = 0; at < layout.row; at += lanes) {
+    Batch y = Batch::load_aligned(row + at);
+    if (output.bias != nullptr) y += Batch::load_aligned(output.bias + at);
+    if (output.activation != Activation::identity) y = activate(y, output.activation);
+    y.store_aligned(row + at);
+  }
 }
 
 }  // namespace detail
@@ -374,136 +545,89 @@ template <class Arch, std::size_t count, class Scalar>
 template <class Arch, class Scalar>
 [[nodiscard]] constexpr index_t attention_scratch(const HeadLayout& layout) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  return layout.row + 2 * round_up(layout.score, lanes) + detail::attention_chunk * layout.score;
+  return layout.row + 2 * round_up(layout.score, lanes) + 2 * detail::attention_chunk * layout.score;
+}
+
+/// The largest source score of all nodes, head by head, to `largest`: [layout.score].
+template <class Arch, class Scalar>
+void largest_scores(index_t nodes, const HeadLayout& layout, const Scalar* source_scores, Scalar* largest) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  if (layout.score == 1) {
+    *largest = nodes == 0 ? Scalar{0} : *std::max_element(source_scores, source_scores + nodes);
+    return;
+  }
+  for (index_t g = 0; g < layout.score; g += lanes) {
+    Batch most(-std::numeric_limits<Scalar>::infinity());
+    for (index_t node = 0; node < nodes; ++node)
+      most = xsimd::max(most, Batch::load_aligned(source_scores + node * layout.score + g));
+    most.store_aligned(largest + g);
+  }
 }
 
 /// Nodes first .. last-1 of the layer's second half, fused: for every incoming edge leaky_relu(source score + target
-/// score), softmax over the node's edges with the largest score subtracted, weighted sum of the sources' `h`, then
-/// `output`. Nothing is stored per edge beyond a chunk of them. A node without incoming edges has a sum of zero.
+/// score), softmax over the node's edges, weighted sum of the sources' `h`, then `output`. Nothing is stored per edge
+/// beyond a chunk of them. A node without incoming edges has a sum of zero.
+///
+/// `largest`: of all nodes (`largest_scores`). Leaky ReLU does not fall, so leaky_relu(largest + target score) bounds a
+/// node's scores; subtracting it is as good as subtracting their largest unless that is 69 below, and spares a pass
+/// over the edges. Nodes for which it is not take that pass.
 /// Precondition: 0 <= slope <= 1, `scratch` of `attention_scratch` elements, 64-byte aligned.
 template <class Arch, class Scalar>
 void graph_attention(const Graph& graph, index_t first, index_t last, const HeadLayout& layout, const Scalar* h,
-                     const Scalar* source_scores, const Scalar* target_scores, Scalar slope,
+                     const Scalar* source_scores, const Scalar* target_scores, const Scalar* largest, Scalar slope,
                      const AttentionOutput<Scalar>& output, Scalar* scratch) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
-  const bool single = layout.score == 1;  // edges lie in the lanes, else heads do
-  const index_t groups = single ? 1 : layout.score / lanes;
-  Scalar* const top = scratch + layout.row;
-  Scalar* const total = top + round_up(layout.score, lanes);
-  Scalar* const weights = total + round_up(layout.score, lanes);
   const GraphIndex* const offsets = graph.offsets().data();
-  const Batch leak(slope);
-  for (index_t node = first; node < last; ++node) {
-    const GraphIndex* const sources = graph.sources().data() + offsets[node];
-    const index_t degree = offsets[node + 1] - offsets[node];
-    const Scalar* const own = target_scores + node * layout.score;
-    Scalar* const target = output.values + node * output.pitch;
-    Scalar* const row = output.concat ? target : scratch;
-    if (!single && groups == 1 && layout.row <= 8 * lanes) {
-      const auto attend = [&](auto count) __attribute__((always_inline)) {
-        detail::attend_in_registers<Arch, count()>(sources, degree, h, source_scores, own, slope,
-                                                   2 * layout.period <= lanes, output, weights, row);
-      };
-      switch (layout.row / lanes) {
-        case 1:
-          attend(std::integral_constant<std::size_t, 1>());
-          break;
-        case 2:
-          attend(std::integral_constant<std::size_t, 2>());
-          break;
-        case 3:
-          attend(std::integral_constant<std::size_t, 3>());
-          break;
-        case 4:
-          attend(std::integral_constant<std::size_t, 4>());
-          break;
-        case 5:
-          attend(std::integral_constant<std::size_t, 5>());
-          break;
-        case 6:
-          attend(std::integral_constant<std::size_t, 6>());
-          break;
-        case 7:
-          attend(std::integral_constant<std::size_t, 7>());
-          break;
-        default:
-          attend(std::integral_constant<std::size_t, 8>());
-          break;
-      }
-      if (!output.concat) detail::mean_over_heads(layout, row, output, target);
-      continue;
-    }
-    std::fill(row, row + layout.row, Scalar{0});
-    // Leaky ReLU does not fall, so the largest score is that of the largest source.
-    if (single) {
-      Scalar largest = -std::numeric_limits<Scalar>::infinity();
-      for (index_t e = 0; e < degree; ++e) largest = std::max(largest, source_scores[sources[e]]);
-      largest += *own;
-      *top = std::max(largest, largest * slope);
-      *total = 0;
-    } else {
-      for (index_t g = 0; g < layout.score; g += lanes) {
-        Batch largest(-std::numeric_limits<Scalar>::infinity());
-        for (index_t e = 0; e < degree; ++e)
-          largest = xsimd::max(largest, Batch::load_aligned(source_scores + sources[e] * layout.score + g));
-        largest += Batch::load_aligned(own + g);
-        xsimd::max(largest, largest * leak).store_aligned(top + g);
-        Batch(Scalar{0}).store_aligned(total + g);
-      }
-    }
-    for (index_t begin = 0; begin < degree; begin += detail::attention_chunk) {
-      const index_t edges = std::min(detail::attention_chunk, degree - begin);
-      const GraphIndex* const chunk = sources + begin;
-      if (single) {
-        const index_t padded = round_up(edges, lanes);
-        for (index_t e = 0; e < edges; ++e) weights[e] = source_scores[chunk[e]];
-        for (index_t e = edges; e < padded; ++e) weights[e] = 0;
-        const Batch mine(*own);
-        const Batch largest(*top);
-        for (index_t e = 0; e < padded; e += lanes) {
-          const Batch z = Batch::load_aligned(weights + e) + mine;
-          xsimd::exp(xsimd::max(z, z * leak) - largest).store_aligned(weights + e);
-        }
-        Scalar sum = 0;
-        for (index_t e = 0; e < edges; ++e) sum += weights[e];
-        *total += sum;
-      } else {
-        for (index_t g = 0; g < layout.score; g += lanes) {
-          const Batch mine = Batch::load_aligned(own + g);
-          const Batch largest = Batch::load_aligned(top + g);
-          Batch sum = Batch::load_aligned(total + g);
-          for (index_t e = 0; e < edges; ++e) {
-            const Batch z = Batch::load_aligned(source_scores + chunk[e] * layout.score + g) + mine;
-            const Batch w = xsimd::exp(xsimd::max(z, z * leak) - largest);
-            sum += w;
-            w.store_aligned(weights + e * layout.score + g);
+  const GraphIndex* const sources = graph.sources().data();
+  // Behind what `attend` uses, which may be called while there are weights.
+  Scalar* const weights =
+      scratch + layout.row + 2 * round_up(layout.score, lanes) + detail::attention_chunk * layout.score;
+  const auto attend = [&](index_t node) {
+    detail::attend<Arch>(sources + offsets[node], offsets[node + 1] - offsets[node], layout, h, source_scores,
+                         target_scores + node * layout.score, slope, output, scratch,
+                         output.values + node * output.pitch);
+  };
+  const bool in_registers = layout.score <= lanes && layout.row <= 8 * lanes;
+  if (in_registers && layout.score > 1) {
+    const Batch leak(slope);
+    const Batch most = Batch::load_aligned(largest);
+    const bool halves = 2 * layout.period <= lanes;
+    detail::with_count(
+        layout.row / lanes, [&](auto count) __attribute__((always_inline)) {
+          for (index_t node = first; node < last; ++node) {
+            const index_t degree = offsets[node + 1] - offsets[node];
+            const Batch mine = Batch::load_aligned(target_scores + node * layout.score);
+            const Batch top = most + mine;
+            Scalar* const target = output.values + node * output.pitch;
+            Scalar* const row = output.concat ? target : scratch;
+            if (degree > detail::attention_chunk || !detail::attend_in_registers<Arch, count()>(
+                                                        sources + offsets[node], degree, h, source_scores, mine, leak,
+                                                        xsimd::max(top, top * leak), halves, output, weights, row)) {
+              attend(node);
+            } else if (!output.concat) {
+              detail::mean_over_heads(layout, row, output, target);
+            }
           }
-          sum.store_aligned(total + g);
-        }
-      }
-      if (groups == 1) {
-        detail::add_neighbours<Arch, true>(chunk, edges, h, layout.row, weights, layout.score, groups, row);
-      } else {
-        detail::add_neighbours<Arch, false>(chunk, edges, h, layout.row, weights, layout.score, groups, row);
-      }
-    }
-    if (degree > 0) {
-      for (index_t v = 0; v < layout.row / lanes; ++v) {
-        const Batch sum = single ? Batch(*total) : Batch::load_aligned(total + v % groups * lanes);
-        (Batch::load_aligned(row + v * lanes) / sum).store_aligned(row + v * lanes);
-      }
-    }
-    if (!output.concat) {
-      detail::mean_over_heads(layout, row, output, target);
-      continue;
-    }
-    for (index_t at = 0; at < layout.row; at += lanes) {
-      Batch y = Batch::load_aligned(row + at);
-      if (output.bias != nullptr) y += Batch::load_aligned(output.bias + at);
-      if (output.activation != Activation::identity) y = activate(y, output.activation);
-      y.store_aligned(row + at);
-    }
+        });
+  } else if (in_registers && output.concat) {
+    detail::with_count(
+        layout.row / lanes, [&](auto count) __attribute__((always_inline)) {
+          for (index_t node = first; node < last;) {
+            index_t end = node;  // of as many nodes as a chunk has edges for
+            while (end < last && offsets[end + 1] - offsets[node] <= detail::attention_chunk) ++end;
+            if (end == node) {
+              attend(node++);
+              continue;
+            }
+            detail::attend_with_one_head<Arch, count()>(graph, node, end, h, source_scores, target_scores, *largest,
+                                                        slope, output, weights, attend);
+            node = end;
+          }
+        });
+  } else {
+    for (index_t node = first; node < last; ++node) attend(node);
   }
 }
 

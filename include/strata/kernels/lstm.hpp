@@ -7,6 +7,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/types.hpp>
+#include <strata/kernels/exponential.hpp>
 
 namespace strata::kernels {
 
@@ -33,13 +34,13 @@ void lstm_cell(index_t count, const Scalar* gates, const Scalar* cell_before, Sc
   // sigmoid(a) * tanh(b) with one exponential each; the clamps keep both finite, where tanh is 1 to rounding anyway.
   const Batch limit(sizeof(Scalar) == 4 ? Scalar{20} : Scalar{40});
   const auto sigmoid_times_tanh = [&](const Batch& a, const Batch& b) {
-    const Batch ea = xsimd::exp(-xsimd::max(xsimd::min(a, limit), -limit));
-    const Batch eb = xsimd::exp(xsimd::max(xsimd::min(b, limit), -limit) * Batch(Scalar{-2}));
+    const Batch ea = bounded_exp(-xsimd::max(xsimd::min(a, limit), -limit));
+    const Batch eb = bounded_exp(xsimd::max(xsimd::min(b, limit), -limit) * Batch(Scalar{-2}));
     return (one - eb) / ((one + ea) * (one + eb));
   };
   index_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    const Batch forget = one / (one + xsimd::exp(-xsimd::max(xsimd::min(load(1, i), limit), -limit)));
+    const Batch forget = one / (one + bounded_exp(-xsimd::max(xsimd::min(load(1, i), limit), -limit)));
     const Batch c =
         xsimd::fma(forget, Batch::load_unaligned(cell_before + i), sigmoid_times_tanh(load(0, i), load(2, i)));
     c.store_unaligned(cell + i);

@@ -234,14 +234,14 @@ class GraphAttention {
     const kernels::HeadLayout& layout = weights_.layout();
     constexpr auto size = static_cast<index_t>(sizeof(Scalar));
     const index_t nodes = graph.nodes();
-    NodeFeatures<Scalar> y = options_.concat
-                                 ? NodeFeatures<Scalar>(context.arena(), nodes, options_.output_features(), layout.row,
-                                                        layout.channels, layout.period)
-                                 : NodeFeatures<Scalar>(context.arena(), nodes, layout.channels, context.lanes);
+    const bool concat = options_.concat || layout.heads == 1;  // the mean over one head is that head
+    NodeFeatures<Scalar> y = concat ? NodeFeatures<Scalar>(context.arena(), nodes, options_.output_features(),
+                                                           layout.row, layout.channels, layout.period)
+                                    : NodeFeatures<Scalar>(context.arena(), nodes, layout.channels, context.lanes);
     const Block h_block = take<Scalar>(context, nodes * layout.row);
     const Block source_block = take<Scalar>(context, nodes * layout.score);
     const Block target_block = take<Scalar>(context, nodes * layout.score);
-    const Block vector_block = take<Scalar>(context, 2 * layout.row);
+    const Block vector_block = take<Scalar>(context, 2 * layout.row + layout.score);
     auto* const h = as<Scalar>(h_block);
     auto* const source_scores = as<Scalar>(source_block);
     auto* const target_scores = as<Scalar>(target_block);
@@ -262,7 +262,9 @@ class GraphAttention {
                                         target_scores);
       }
     });
-    kernels::AttentionOutput<Scalar> output{options_.concat, weights_.bias(), options_.activation, y.data(), y.pitch()};
+    auto* const largest = vectors + 2 * layout.row;
+    kernels::largest_scores<Arch>(nodes, layout, source_scores, largest);
+    kernels::AttentionOutput<Scalar> output{concat, weights_.bias(), options_.activation, y.data(), y.pitch()};
     const auto slope = static_cast<Scalar>(options_.negative_slope);
     const auto first_node = [&](index_t task) {  // cuts nodes and edges together into equal parts
       const auto offsets = graph.offsets();
@@ -280,7 +282,7 @@ class GraphAttention {
     };
     context.executor().parallel_for(tasks, [&](index_t task) {
       kernels::graph_attention<Arch>(graph, first_node(task), task + 1 == tasks ? nodes : first_node(task + 1), layout,
-                                     h, source_scores, target_scores, slope, output,
+                                     h, source_scores, target_scores, largest, slope, output,
                                      as<Scalar>(scratch_block) + task * scratch_size);
     });
     return y;

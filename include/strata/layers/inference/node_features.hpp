@@ -32,6 +32,8 @@ class NodeFeatures {
   [[nodiscard]] index_t pitch() const noexcept { return pitch_; }
   /// Where feature `f` lies in a row.
   [[nodiscard]] index_t place(index_t f) const noexcept { return f % channels_ * period_ + f / channels_; }
+  [[nodiscard]] index_t channels() const noexcept { return channels_; }  ///< of a head
+  [[nodiscard]] index_t period() const noexcept { return period_; }      ///< from a channel of a head to the next one
   [[nodiscard]] Scalar* data() const noexcept { return reinterpret_cast<Scalar*>(block_.data()); }
   [[nodiscard]] Scalar* row(index_t node) const noexcept { return data() + node * pitch_; }
 
@@ -48,7 +50,10 @@ class NodeFeatures {
 template <class Scalar>
 void write_rows(const NodeFeatures<Scalar>& source, Scalar* target) noexcept {
   for (index_t node = 0; node < source.nodes(); ++node)
-    for (index_t f = 0; f < source.features(); ++f) *target++ = source.row(node)[source.place(f)];
+    for (index_t first = 0; first < source.features(); first += source.channels()) {
+      const Scalar* const head = source.row(node) + source.place(first);
+      for (index_t channel = 0; channel < source.channels(); ++channel) *target++ = head[channel * source.period()];
+    }
 }
 
 }  // namespace strata::inference
