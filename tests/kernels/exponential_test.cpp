@@ -43,8 +43,8 @@ TEST_CASE("the bounded exponential is exact to rounding, and exactly 1 for 0") {
   check<float>(-87, 88, 1.5e-7);
   check<float>(-1, 1, 1.5e-7);
   check<double>(-87, 88, 1e-15);
-  const auto ends = by_vectors<float>({0.0F, -0.0F, -1e30F, -88.0F},
-                                      [](const auto& x) { return strata::kernels::bounded_exp(x); });
+  const auto ends =
+      by_vectors<float>({0.0F, -0.0F, -1e30F, -88.0F}, [](const auto& x) { return strata::kernels::bounded_exp(x); });
   CHECK(ends[0] == 1.0F);
   CHECK(ends[1] == 1.0F);
   CHECK(ends[2] == ends[3]);
