@@ -232,8 +232,10 @@ void run(const Options& options) {
   qos::State state = qos::State::read(options.state);
   with_server(options, options.session(false), [&](auto& server) {
     // The profile stays beside the model, so that all calls mean the same median.
-    const auto profile = strata::profile_beside(options.model, server.session(), {.runs = options.runs});
-    server.session().set_profile(profile, options.router());
+    const strata::ProfileOptions profiling{.runs = options.runs};
+    const strata::RouterOptions routing = options.router();
+    const auto profile = strata::profile_beside(options.model, server.session(), profiling);
+    server.session().set_profile(profile, routing);
     const double median = profile.whole(Level{server.session().model().levels() - 1}).median();
     // What else the machine's host does is no part of the experiment: rounds that it disturbs do not count, for any
     // policy, and where it is busy there is no use in going on.
@@ -268,8 +270,8 @@ void run(const Options& options) {
                               {"margin", options.margin},
                               {"reserve_ms", options.reserve_ms},
                               {"quiet", options.quiet},
-                              {"slice_ms", strata::RouterOptions{}.slice.count() / 1e6},
-                              {"profile_pause_ms", strata::ProfileOptions{}.pause.count() / 1e6},
+                              {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
+                              {"profile_pause_ms", static_cast<double>(profiling.pause.count()) / 1e6},
                               {"estimator", options.estimator},
                               {"instruction_set", profile.key.instruction_set}});
     if (!state.info()[rows].contains("controller")) {

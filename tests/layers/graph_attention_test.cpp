@@ -238,7 +238,8 @@ TEST_CASE("a node whose scores tower above all others leaves their attention as 
                                                         {x.indices().begin(), x.indices().end()}, values)};
         const auto model = Model::from_archive(strata::to_archive(network, 1)).value();
         strata::GraphSession<Model> session(model, input);
-        CHECK(worst_difference(session.run(Level{0}), expected(network, input, Level{0})) < 1e-3);
+        const double tolerance = height > 1000 ? 3e-4 : 1e-4;  // large scores have fewer digits behind the point
+        CHECK(worst_difference(session.run(Level{0}), expected(network, input, Level{0})) < tolerance);
       }
 }
 

@@ -332,7 +332,7 @@ template <class Batch, class Scalar>
 template <class Scalar>
 inline constexpr auto least_total = static_cast<Scalar>(1e-30);
 
-/// `lane of total` < `least_total` for any.
+/// Whether any lane's sum is so small.
 template <class Batch>
 [[nodiscard]] [[gnu::always_inline]] inline bool lost_digits(const Batch& total) noexcept {
   return xsimd::any(total < Batch(least_total<typename Batch::value_type>));
@@ -433,24 +433,10 @@ template <class Arch, std::size_t count, class Scalar, class Otherwise>
 /// Calls `f` with the integral constant `count`, which is 1 to 8.
 template <class F>
 [[gnu::always_inline]] inline void with_count(index_t count, const F& f) {
-  switch (count) {
-    case 1:
-      return f(std::integral_constant<std::size_t, 1>());
-    case 2:
-      return f(std::integral_constant<std::size_t, 2>());
-    case 3:
-      return f(std::integral_constant<std::size_t, 3>());
-    case 4:
-      return f(std::integral_constant<std::size_t, 4>());
-    case 5:
-      return f(std::integral_constant<std::size_t, 5>());
-    case 6:
-      return f(std::integral_constant<std::size_t, 6>());
-    case 7:
-      return f(std::integral_constant<std::size_t, 7>());
-    default:
-      return f(std::integral_constant<std::size_t, 8>());
+  [&]<std::size_t... below>(std::index_sequence<below...>) {
+    ((count == static_cast<index_t>(below + 1) ? f(std::integral_constant<std::size_t, below + 1>()) : void()), ...);
   }
+  (std::make_index_sequence<8>());
 }
 
 /// One node of any degree with any layout: the largest score of its own edges is subtracted, sums pass through memory.
