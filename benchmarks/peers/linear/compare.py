@@ -1,17 +1,18 @@
 """Times linear layers at small batches in strata, oneMKL, SciPy and DeepSparse, in turns on one core; see `run`."""
 import argparse
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 
 import numpy as np
 import scipy.sparse
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+import measurement
 import mkl_sparse
 
 DENSITIES = (0.1338, 0.0538)
@@ -30,16 +31,6 @@ def parse():
     parser.add_argument("--rounds", type=int, default=7, help="in which engines take turns (default: %(default)s)")
     parser.add_argument("--report", help="JSON file for the rows")
     return parser.parse_args()
-
-
-def median(function):
-    function()
-    times = []
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
 
 
 class DeepSparse:
@@ -77,6 +68,7 @@ def strata_times(options):
 
 def contenders(options):
     """(engine, batch, density) -> a function that gives microseconds."""
+    median = functools.partial(measurement.median_microseconds, calls=CALLS)
     mkl = mkl_sparse.library()
     random = np.random.RandomState(0)
     result = {}
@@ -131,10 +123,8 @@ def main():
         rows += [{"engine": name, "batch": at, "density": of, "median_us": round(microseconds, 3)}
                  for (name, at, of), microseconds in medians.items() if at == batch]
     if options.report:
-        with open(options.report + ".part", "w") as file:
-            json.dump(rows, file, indent=2)
-            file.write("\n")
-        os.replace(options.report + ".part", options.report)
+        measurement.write_rows(options.report, rows)
 
 
-main()
+if __name__ == "__main__":
+    main()

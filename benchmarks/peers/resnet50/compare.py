@@ -1,6 +1,5 @@
 """Compares strata with its peers on one ResNet-50 with nested masks; see `run`."""
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -12,6 +11,9 @@ from safetensors.numpy import load_file
 import export
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+import measurement
+
 TOLERANCE = 1e-3  # of fp32 outputs, relative to the largest logit
 LEVELS = ("dense", 1, 0)
 # Engine, precision, level, ONNX file.
@@ -207,12 +209,10 @@ def main():
     rows = [row for batch in options.batch for cores in options.cores
             for row in measure(options, directory, cores, batch)]
     if options.report:
-        with open(options.report + ".part", "w") as file:
-            json.dump(rows, file, indent=2)
-            file.write("\n")
-        os.replace(options.report + ".part", options.report)
+        measurement.write_rows(options.report, rows)
     if options.plot:
         plot(rows, options)
 
 
-main()
+if __name__ == "__main__":
+    main()

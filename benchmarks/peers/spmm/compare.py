@@ -10,13 +10,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 import scipy.sparse
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
+import measurement
 import mkl_sparse
 
 CALLS = 7  # of oneMKL in a round; their median counts
@@ -82,16 +82,6 @@ def mkl_products():
     return products
 
 
-def median_microseconds(function):
-    function()
-    times = []
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
-
-
 def main():
     options = parse()
     if options.prepare and not options.time:
@@ -103,7 +93,7 @@ def main():
         for key, microseconds in strata_times(options).items():
             strata.setdefault(key, []).append(microseconds)
         for key, product in products.items():
-            mkl.setdefault(key, []).append(median_microseconds(product))
+            mkl.setdefault(key, []).append(measurement.median_microseconds(product, CALLS))
     print("1x1 convolutions of ResNet-50, one core, microseconds; in brackets the engine's time over strata's.\n"
           "strata and oneMKL: measured here, in turns; SRT (Sparse Register Tiling) and XNNPACK: quoted.\n")
     print(f"{'out x in x pixels':18} {'density':>8} {'strata':>8} {'GFLOP/s':>8} {'oneMKL':>15} {'SRT':>13} "
@@ -129,10 +119,8 @@ def main():
         print(f"{name} over strata at {density:.2%}: geometric mean {statistics.geometric_mean(values):.2f}, "
               f"least {min(values):.2f}")
     if options.report:
-        with open(options.report + ".part", "w") as file:
-            json.dump(rows, file, indent=2)
-            file.write("\n")
-        os.replace(options.report + ".part", options.report)
+        measurement.write_rows(options.report, rows)
 
 
-main()
+if __name__ == "__main__":
+    main()
