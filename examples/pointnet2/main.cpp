@@ -41,6 +41,7 @@ struct Options {
   int single_level = 1;
   index_t limit = 0;
   double epochs = 60;
+  double dense_epochs = 0;  ///< 0: 45 % of all
   index_t batch = 16;
   double rate = 1e-3;
   double decay = 0.01;
@@ -115,7 +116,8 @@ Config config_for(const Options& options, const pointnet2::Clouds& clouds) {
   return config;
 }
 
-/// All arms take `epochs` epochs in all; the sparse ones spend 45 % of them on the dense model that they start from.
+/// All arms take `epochs` epochs in all; the sparse ones spend `dense_epochs` of them on the dense model that they
+/// start from, and of the rest three elevenths on pruning; the joint arm eight of 55 on tuning.
 train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
   recipe.seed = options.seed;
@@ -125,7 +127,11 @@ train::Recipe recipe_for(const Options& options) {
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.rate;
   recipe.tune_rate = options.rate / 3;
-  recipe.warm_up_epochs = options.epochs / 40;
+  const double dense = options.dense_epochs > 0 ? options.dense_epochs : 0.45 * options.epochs;
+  const double sparse = options.epochs - dense;
+  if (sparse < 0)
+    strata::raise(strata::Error("--dense-epochs", "at most --epochs", std::to_string(options.dense_epochs)));
+  recipe.warm_up_epochs = dense / 18;
   recipe.distillation = options.distillation;
   recipe.temperature = 3;
   recipe.random_paths = 0;
@@ -134,17 +140,16 @@ train::Recipe recipe_for(const Options& options) {
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(examples::paper_levels);
   if (options.arm == "dense") return recipe;
   recipe.levels = budgets;
-  recipe.dense_epochs = 0.45 * options.epochs;
-  recipe.prune_epochs = 0.15 * options.epochs;
-  if (options.arm == "bottom-up") {
+  recipe.dense_epochs = dense;
+  recipe.prune_epochs = sparse * 3 / 11;
+  recipe.fixed_epochs = sparse * 8 / 11;
+  if (options.arm == "joint") {
+    recipe.fixed_epochs = sparse * 32 / 55;
+    recipe.tune_epochs = sparse * 8 / 55;
+  } else if (options.arm == "bottom-up") {
     recipe.arm = train::Arm::freeze_and_grow;
-    recipe.fixed_epochs = 0.4 * options.epochs;
-  } else if (options.arm == "single") {
-    recipe.levels = {budgets[static_cast<std::size_t>(options.single_level)]};
-    recipe.fixed_epochs = 0.4 * options.epochs;
   } else {
-    recipe.fixed_epochs = 0.32 * options.epochs;
-    recipe.tune_epochs = 0.08 * options.epochs;
+    recipe.levels = {budgets[static_cast<std::size_t>(options.single_level)]};
   }
   // Layers that one ranking over all weights would starve: those that see the coordinates alone, and the classifier.
   recipe.floor = 0.02;
@@ -275,6 +280,10 @@ int main(int argc, char** argv) {
   app.add_option("--limit", options.limit, "training clouds at most; 0: all")->check(CLI::NonNegativeNumber);
   app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
       ->check(CLI::Range(0.01, 10000.0))
+      ->capture_default_str();
+  app.add_option("--dense-epochs", options.dense_epochs,
+                 "of them on the dense model that the sparse arms start from; 0: 45 %")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", options.batch, "clouds a step")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--rate", options.rate, "learning rate of AdamW")->check(CLI::PositiveNumber)->capture_default_str();
