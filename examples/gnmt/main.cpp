@@ -102,10 +102,8 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.temperature = 1;
   recipe.random_paths = options.paths;
   recipe.recalibration_batches = 0;  // nothing is normalised by batches
-  const double dense = options.dense_epochs > 0 ? options.dense_epochs : 0.6 * options.epochs;
+  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, 0.6);
   const double sparse = options.epochs - dense;
-  if (sparse < 0)
-    strata::raise(strata::Error("--dense-epochs", "at most --epochs", std::to_string(options.dense_epochs)));
   recipe.dense_epochs = options.epochs;
   recipe.warm_up_epochs = dense / 24;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;

@@ -127,10 +127,8 @@ train::Recipe recipe_for(const Options& options) {
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.rate;
   recipe.tune_rate = options.rate / 3;
-  const double dense = options.dense_epochs > 0 ? options.dense_epochs : 0.45 * options.epochs;
+  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, 0.45);
   const double sparse = options.epochs - dense;
-  if (sparse < 0)
-    strata::raise(strata::Error("--dense-epochs", "at most --epochs", std::to_string(options.dense_epochs)));
   recipe.warm_up_epochs = dense / 18;
   recipe.distillation = options.distillation;
   recipe.temperature = 3;

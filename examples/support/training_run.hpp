@@ -24,6 +24,13 @@ namespace examples {
 /// Exit code of a program whose run stopped in time and wants to be resumed.
 inline constexpr int unfinished = 3;
 
+/// Epochs of the dense model that sparse arms start from: `--dense-epochs` as `given`, or, if that is 0, `share` of
+/// all.
+[[nodiscard]] inline double dense_epochs(double given, double epochs, double share) {
+  if (given > epochs) strata::raise(strata::Error("--dense-epochs", "at most --epochs", std::to_string(given)));
+  return given > 0 ? given : share * epochs;
+}
+
 struct TrainingRunOptions {
   std::string checkpoint;           ///< file; its directory exists
   bool resume = false;              ///< go on from the checkpoint if it is there
