@@ -38,6 +38,7 @@ struct Options {
   int steps = 60;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   bool parts = false;
+  bool bfloat16 = false;
 };
 
 double since(Clock::time_point start) {
@@ -55,6 +56,7 @@ void run(Network network, const Options& options) {
   train::initialise(network, 1);
   strata::ThreadPool pool(options.threads);
   Family::Context context(pool);
+  context.bfloat16 = options.bfloat16;
   train::Sgd<float> optimiser(parameters, {});
   const strata::Shape shape = network.input_shape();
   std::vector<float> pictures(static_cast<std::size_t>(options.batch * shape.size()));
@@ -108,6 +110,7 @@ int main(int argc, char** argv) {
   app.add_option("--steps", options.steps)->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 256))->capture_default_str();
   app.add_flag("--parts", options.parts, "print the forward pass, the backward pass and the optimiser apart");
+  app.add_flag("--bfloat16", options.bfloat16, "round the operands of convolutions to bfloat16");
   CLI11_PARSE(app, argc, argv);
   try {
     if (options.network == "quickstart") {

@@ -74,6 +74,7 @@ struct TrainOptions {
   double distillation = 0.5;
   int paths = 0;
   std::uint64_t seed = 1;
+  bool bfloat16 = false;
   std::string out = "gnmt-out";
   std::string report;
   bool resume = false;
@@ -91,6 +92,7 @@ double seconds_since(Clock::time_point start) {
 train::Recipe recipe_for(const TrainOptions& options) {
   train::Recipe recipe;
   recipe.seed = options.seed;
+  recipe.bfloat16 = options.bfloat16;
   recipe.batch = options.batch;
   recipe.adamw = true;
   recipe.decay = options.decay;
@@ -464,6 +466,9 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
       ->check(CLI::Range(0, 16))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "of weights, batches and dropout")->capture_default_str();
+  app.add_flag(
+      "--bfloat16", options.bfloat16,
+      "round the operands of large products to bfloat16 while training, where the machine multiplies such numbers");
   app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
   app.add_option("--report", options.report, "file for the rows of the table as JSON");
   app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");

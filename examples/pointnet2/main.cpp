@@ -47,6 +47,7 @@ struct Options {
   double decay = 0.01;
   double distillation = 0.5;
   std::uint64_t seed = 1;
+  bool bfloat16 = false;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   std::string out = "pointnet2-out";
   std::string report;
@@ -121,6 +122,7 @@ Config config_for(const Options& options, const pointnet2::Clouds& clouds) {
 train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
   recipe.seed = options.seed;
+  recipe.bfloat16 = options.bfloat16;
   recipe.batch = options.batch;
   recipe.adamw = true;
   recipe.decay = options.decay;
@@ -290,6 +292,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
+  app.add_flag(
+      "--bfloat16", options.bfloat16,
+      "round the operands of convolutions to bfloat16 while training, where the machine multiplies such numbers");
   app.add_option("--threads", options.threads, "for training and judging")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();

@@ -52,6 +52,7 @@ struct Options {
   double classifier_floor = 0.3;
   index_t batch = 128;
   std::uint64_t seed = 1;
+  bool bfloat16 = false;
   index_t validation = 0;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   std::string levels = examples::paper_levels;
@@ -120,6 +121,7 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   recipe.levels = budgets;
   recipe.batch = options.batch;
   recipe.seed = options.seed;
+  recipe.bfloat16 = options.bfloat16;
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.sparse_rate;
   recipe.decay = options.decay;
@@ -323,6 +325,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 256))->capture_default_str();
+  app.add_flag(
+      "--bfloat16", options.bfloat16,
+      "round the operands of convolutions to bfloat16 while training, where the machine multiplies such numbers");
   app.add_option("--out", options.out, "directory for models and checkpoints")->capture_default_str();
   app.add_option("--report", options.report, "file for the table as JSON");
   app.add_option("--dense-from", options.dense_from,

@@ -67,6 +67,7 @@ class Trainer {
     context_.begin(Level{0});
     (void)task_.run(network_, context_);
     context_.training = true;
+    context_.bfloat16 = recipe_.bfloat16;
     stages_ = context_.stages();
     for (const auto& [name, density] : recipe_.floors) {
       bool known = false;
@@ -528,6 +529,7 @@ class Trainer {
   /// Batch-norm statistics of every level as means over batches of the final weights.
   void recalibrate() {
     const double momentum = context_.norm_momentum;
+    context_.bfloat16 = false;  // as the network will be used
     for (int level = 0; level < levels() && recipe_.recalibration_batches > 0; ++level)
       for (index_t batch = 0; batch < recipe_.recalibration_batches; ++batch) {
         load_batch(batch % steps_per_epoch_);
@@ -537,6 +539,7 @@ class Trainer {
       }
     context_.begin(Level{0});
     context_.norm_momentum = momentum;
+    context_.bfloat16 = recipe_.bfloat16;
   }
 
   Network& network_;

@@ -13,10 +13,12 @@
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/types.hpp>
+#include <strata/train/bfloat16.hpp>
 
 namespace strata::kernels {
 
 /// A block of channels of one group of pictures: channel c of pixel p is the vector at (p * channels + c) * lanes.
+/// Activations may be stored as bfloat16 (`Stored`); factors and sums are as precise as the computation.
 struct LaneBlock {
   index_t pixels = 0;
   index_t channels = 0;
@@ -48,40 +50,40 @@ inline void for_strips(const LaneBlock& block, F&& f) noexcept {
   for (; c < block.channels; ++c) f(c, std::make_index_sequence<1>());
 }
 
-template <class Arch, class Scalar, std::size_t... i>
-[[gnu::always_inline]] inline void lane_moments_strip(const LaneBlock& block, const Scalar* x, Scalar* mean,
+template <class Arch, class Scalar, class Stored, std::size_t... i>
+[[gnu::always_inline]] inline void lane_moments_strip(const LaneBlock& block, const Stored* x, Scalar* mean,
                                                       Scalar* squares, std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const index_t step = block.channels * lanes;
   const Scalar count = static_cast<Scalar>(block.pixels * lanes);
   std::array<Batch, sizeof...(i)> sums{((void)i, Batch(Scalar{0}))...};
-  const Scalar* from = x;
+  const Stored* from = x;
   for (index_t p = 0; p < block.pixels; ++p, from += step)
-    ((sums[i] += Batch::load_aligned(from + static_cast<index_t>(i) * lanes)), ...);
+    ((sums[i] += load_stored<Batch>(from + static_cast<index_t>(i) * lanes)), ...);
   ((mean[i] = xsimd::hadd(sums[i]) / count), ...);
   const std::array<Batch, sizeof...(i)> means{Batch(mean[i])...};
   ((sums[i] = Batch(Scalar{0})), ...);
   const auto add = [](Batch& sum, const Batch& difference) { sum = xsimd::fma(difference, difference, sum); };
   from = x;
   for (index_t p = 0; p < block.pixels; ++p, from += step)
-    (add(sums[i], Batch::load_aligned(from + static_cast<index_t>(i) * lanes) - means[i]), ...);
+    (add(sums[i], load_stored<Batch>(from + static_cast<index_t>(i) * lanes) - means[i]), ...);
   ((squares[i] = xsimd::hadd(sums[i])), ...);
 }
 
-template <class Arch, bool relu, bool residual, class Scalar, std::size_t... i>
-[[gnu::always_inline]] inline void lane_affine_strip(const LaneBlock& block, const Scalar* x, const Scalar* scale,
-                                                     const Scalar* offset, const Scalar* added, Scalar* y,
+template <class Arch, bool relu, bool residual, class Scalar, class Stored, std::size_t... i>
+[[gnu::always_inline]] inline void lane_affine_strip(const LaneBlock& block, const Stored* x, const Scalar* scale,
+                                                     const Scalar* offset, const Stored* added, Stored* y,
                                                      std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const std::array<Batch, sizeof...(i)> scales{Batch(scale[i])...};
   const std::array<Batch, sizeof...(i)> offsets{Batch(offset[i])...};
   const auto one = [&](std::size_t c, index_t at) {
-    Batch z = xsimd::fma(Batch::load_aligned(x + at), scales[c], offsets[c]);
-    if constexpr (residual) z += Batch::load_aligned(added + at);
+    Batch z = xsimd::fma(load_stored<Batch>(x + at), scales[c], offsets[c]);
+    if constexpr (residual) z += load_stored<Batch>(added + at);
     if constexpr (relu) z = xsimd::max(z, Batch(Scalar{0}));
-    z.store_aligned(y + at);
+    store_stored(z, y + at);
   };
   const index_t step = block.channels * lanes;
   for (index_t p = 0; p < block.pixels; ++p) (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
@@ -92,25 +94,25 @@ template <class Arch, bool relu, bool residual, class Scalar, std::size_t... i>
 enum class ReluMask : std::uint8_t { none, by_result, by_input };
 
 /// The gradient before the activation: `dy` where ReLU let the value through.
-template <class Arch, ReluMask mask, class Scalar>
+template <class Arch, ReluMask mask, class Scalar, class Stored>
 [[gnu::always_inline]] inline xsimd::batch<Scalar, Arch> before_relu(const xsimd::batch<Scalar, Arch>& x,
                                                                      const Scalar* scale, const Scalar* shift,
-                                                                     std::size_t c, const Scalar* y,
-                                                                     const Scalar* dy) noexcept {
+                                                                     std::size_t c, const Stored* y,
+                                                                     const Stored* dy) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   const Batch zero(Scalar{0});
-  const Batch d = Batch::load_aligned(dy);
-  if constexpr (mask == ReluMask::by_result) return xsimd::select(Batch::load_aligned(y) > zero, d, zero);
+  const Batch d = load_stored<Batch>(dy);
+  if constexpr (mask == ReluMask::by_result) return xsimd::select(load_stored<Batch>(y) > zero, d, zero);
   if constexpr (mask == ReluMask::by_input)
     return xsimd::select(xsimd::fma(x, Batch(scale[c]), Batch(shift[c])) > zero, d, zero);
   return d;
 }
 
 /// Adds to `sum` and `product`.
-template <class Arch, ReluMask mask, class Scalar, std::size_t... i>
-[[gnu::always_inline]] inline void lane_gradient_sums_strip(const LaneBlock& block, const Scalar* x, const Scalar* mean,
-                                                            const Scalar* scale, const Scalar* shift, const Scalar* y,
-                                                            const Scalar* dy, Scalar* sum, Scalar* product,
+template <class Arch, ReluMask mask, class Scalar, class Stored, std::size_t... i>
+[[gnu::always_inline]] inline void lane_gradient_sums_strip(const LaneBlock& block, const Stored* x, const Scalar* mean,
+                                                            const Scalar* scale, const Scalar* shift, const Stored* y,
+                                                            const Stored* dy, Scalar* sum, Scalar* product,
                                                             std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
@@ -119,7 +121,7 @@ template <class Arch, ReluMask mask, class Scalar, std::size_t... i>
   std::array<Batch, sizeof...(i)> products = sums;
   const index_t step = block.channels * lanes;
   const auto one = [&](Batch& s, Batch& q, std::size_t c, index_t at) {
-    const Batch from = Batch::load_aligned(x + at);
+    const Batch from = load_stored<Batch>(x + at);
     const Batch dz =
         before_relu<Arch, mask>(from, scale, shift, c, mask == ReluMask::by_result ? y + at : nullptr, dy + at);
     s += dz;
@@ -130,26 +132,26 @@ template <class Arch, ReluMask mask, class Scalar, std::size_t... i>
   ((sum[i] += xsimd::hadd(sums[i]), product[i] += xsimd::hadd(products[i])), ...);
 }
 
-template <class Arch, ReluMask mask, int residual, bool add, class Scalar, std::size_t... i>
-[[gnu::always_inline]] inline void lane_affine_gradient_strip(const LaneBlock& block, const Scalar* x,
+template <class Arch, ReluMask mask, int residual, bool add, class Scalar, class Stored, std::size_t... i>
+[[gnu::always_inline]] inline void lane_affine_gradient_strip(const LaneBlock& block, const Stored* x,
                                                               const Scalar* scale, const Scalar* shift,
                                                               const Scalar* slope, const Scalar* offset,
-                                                              const Scalar* y, const Scalar* dy, Scalar* dx,
-                                                              Scalar* added, std::index_sequence<i...>) noexcept {
+                                                              const Stored* y, const Stored* dy, Stored* dx,
+                                                              Stored* added, std::index_sequence<i...>) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const std::array<Batch, sizeof...(i)> scales{Batch(scale[i])...};
   const std::array<Batch, sizeof...(i)> slopes{Batch(slope[i])...};
   const std::array<Batch, sizeof...(i)> offsets{Batch(offset[i])...};
   const auto one = [&](std::size_t c, index_t at) {
-    const Batch from = Batch::load_aligned(x + at);
+    const Batch from = load_stored<Batch>(x + at);
     const Batch dz =
         before_relu<Arch, mask>(from, scale, shift, c, mask == ReluMask::by_result ? y + at : nullptr, dy + at);
-    if constexpr (residual == 1) dz.store_aligned(added + at);
-    if constexpr (residual == 2) (dz + Batch::load_aligned(added + at)).store_aligned(added + at);
+    if constexpr (residual == 1) store_stored(dz, added + at);
+    if constexpr (residual == 2) store_stored(dz + load_stored<Batch>(added + at), added + at);
     Batch d = xsimd::fma(dz, scales[c], xsimd::fma(from, slopes[c], offsets[c]));
-    if constexpr (add) d += Batch::load_aligned(dx + at);
-    d.store_aligned(dx + at);
+    if constexpr (add) d += load_stored<Batch>(dx + at);
+    store_stored(d, dx + at);
   };
   const index_t step = block.channels * lanes;
   for (index_t p = 0; p < block.pixels; ++p) (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
@@ -159,8 +161,8 @@ template <class Arch, ReluMask mask, int residual, bool add, class Scalar, std::
 
 /// Mean of every channel of the block and the sum of squared differences from it, piece by piece (Chan, Golub and
 /// LeVeque, "Algorithms for computing the sample variance", 1983).
-template <class Arch, class Scalar>
-void lane_moments(const LaneBlock& block, const Scalar* x, Scalar* mean, Scalar* squares) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_moments(const LaneBlock& block, const Stored* x, Scalar* mean, Scalar* squares) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
     const Scalar share = static_cast<Scalar>(piece.pixels) / static_cast<Scalar>(first + piece.pixels);
@@ -181,8 +183,8 @@ void lane_moments(const LaneBlock& block, const Scalar* x, Scalar* mean, Scalar*
 }
 
 /// The scalar twin of `lane_moments`, whose sums are in double precision.
-template <class Arch, class Scalar>
-void lane_moments_reference(const LaneBlock& block, const Scalar* x, Scalar* mean, Scalar* squares) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_moments_reference(const LaneBlock& block, const Stored* x, Scalar* mean, Scalar* squares) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t c = 0; c < block.channels; ++c) {
     double sum = 0;
@@ -191,7 +193,7 @@ void lane_moments_reference(const LaneBlock& block, const Scalar* x, Scalar* mea
       const double centre = sum / static_cast<double>(block.pixels * lanes);
       for (index_t p = 0; p < block.pixels; ++p)
         for (index_t lane = 0; lane < lanes; ++lane) {
-          const auto value = static_cast<double>(x[(p * block.channels + c) * lanes + lane]);
+          const auto value = static_cast<double>(stored_as<Scalar>(x[(p * block.channels + c) * lanes + lane]));
           if (second) {
             of_squares += (value - centre) * (value - centre);
           } else {
@@ -205,9 +207,9 @@ void lane_moments_reference(const LaneBlock& block, const Scalar* x, Scalar* mea
 }
 
 /// y = x * scale + offset + residual, below zero cut off with `relu`; `residual` null: none. Factors are per channel.
-template <class Arch, class Scalar>
-void lane_affine(const LaneBlock& block, const Scalar* x, const Scalar* scale, const Scalar* offset,
-                 const Scalar* residual, bool relu, Scalar* y) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_affine(const LaneBlock& block, const Stored* x, const Scalar* scale, const Scalar* offset,
+                 const Stored* residual, bool relu, Stored* y) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
     detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
@@ -228,41 +230,44 @@ void lane_affine(const LaneBlock& block, const Scalar* x, const Scalar* scale, c
 }
 
 /// The scalar twin of `lane_affine`.
-template <class Arch, class Scalar>
-void lane_affine_reference(const LaneBlock& block, const Scalar* x, const Scalar* scale, const Scalar* offset,
-                           const Scalar* residual, bool relu, Scalar* y) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_affine_reference(const LaneBlock& block, const Stored* x, const Scalar* scale, const Scalar* offset,
+                           const Stored* residual, bool relu, Stored* y) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t p = 0; p < block.pixels; ++p)
     for (index_t c = 0; c < block.channels; ++c)
       for (index_t lane = 0; lane < lanes; ++lane) {
         const index_t at = (p * block.channels + c) * lanes + lane;
-        const Scalar z = x[at] * scale[c] + offset[c] + (residual == nullptr ? Scalar{0} : residual[at]);
-        y[at] = relu && !(z > 0) ? Scalar{0} : z;
+        const Scalar z = stored_as<Scalar>(x[at]) * scale[c] + offset[c] +
+                         (residual == nullptr ? Scalar{0} : stored_as<Scalar>(residual[at]));
+        y[at] = stored_as<Stored>(relu && !(z > 0) ? Scalar{0} : z);
       }
 }
 
 /// What both sweeps of the backward pass read; factors are per channel.
-template <class Scalar>
+template <class Scalar, class Stored = Scalar>
 struct LaneBackward {
-  const Scalar* x = nullptr;
+  const Stored* x = nullptr;
   const Scalar* scale = nullptr;  ///< of the forward pass
   const Scalar* shift = nullptr;  ///< of the forward pass; for ReLU without `y`
-  const Scalar* y = nullptr;      ///< for ReLU after a residual; null: x * scale + shift was what it cut off
-  const Scalar* dy = nullptr;
+  const Stored* y = nullptr;      ///< for ReLU after a residual; null: x * scale + shift was what it cut off
+  const Stored* dy = nullptr;
   bool relu = false;
 
   /// Scalar: the gradient of element `at`, of channel `c`, before the activation.
   [[nodiscard]] Scalar before_activation(index_t at, index_t c) const noexcept {
-    if (relu && !((y != nullptr ? y[at] : std::fma(x[at], scale[c], shift[c])) > 0)) return Scalar{0};
-    return dy[at];
+    if (relu &&
+        !((y != nullptr ? stored_as<Scalar>(y[at]) : std::fma(stored_as<Scalar>(x[at]), scale[c], shift[c])) > 0))
+      return Scalar{0};
+    return stored_as<Scalar>(dy[at]);
   }
 };
 
 /// With dz = dy, or with `relu` dy where the result is above 0: sum = sum of dz and product = sum of dz * (x - mean),
 /// per channel.
-template <class Arch, class Scalar>
-void lane_gradient_sums(const LaneBlock& block, const LaneBackward<Scalar>& job, const Scalar* mean, Scalar* sum,
-                        Scalar* product) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_gradient_sums(const LaneBlock& block, const LaneBackward<Scalar, Stored>& job, const Scalar* mean,
+                        Scalar* sum, Scalar* product) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   std::fill_n(sum, block.channels, Scalar{0});
   std::fill_n(product, block.channels, Scalar{0});
@@ -283,8 +288,8 @@ void lane_gradient_sums(const LaneBlock& block, const LaneBackward<Scalar>& job,
 }
 
 /// The scalar twin of `lane_gradient_sums`, whose sums are in double precision.
-template <class Arch, class Scalar>
-void lane_gradient_sums_reference(const LaneBlock& block, const LaneBackward<Scalar>& job, const Scalar* mean,
+template <class Arch, class Scalar, class Stored>
+void lane_gradient_sums_reference(const LaneBlock& block, const LaneBackward<Scalar, Stored>& job, const Scalar* mean,
                                   Scalar* sum, Scalar* product) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t c = 0; c < block.channels; ++c) {
@@ -295,7 +300,7 @@ void lane_gradient_sums_reference(const LaneBlock& block, const LaneBackward<Sca
         const index_t at = (p * block.channels + c) * lanes + lane;
         const Scalar dz = job.before_activation(at, c);
         sums += static_cast<double>(dz);
-        products += static_cast<double>(dz) * static_cast<double>(job.x[at] - mean[c]);
+        products += static_cast<double>(dz) * static_cast<double>(stored_as<Scalar>(job.x[at]) - mean[c]);
       }
     sum[c] = static_cast<Scalar>(sums);
     product[c] = static_cast<Scalar>(products);
@@ -303,20 +308,20 @@ void lane_gradient_sums_reference(const LaneBlock& block, const LaneBackward<Sca
 }
 
 /// What the last sweep of the backward pass reads and writes; factors are per channel.
-template <class Scalar>
-struct LaneAffineGradient : LaneBackward<Scalar> {
+template <class Scalar, class Stored = Scalar>
+struct LaneAffineGradient : LaneBackward<Scalar, Stored> {
   const Scalar* slope = nullptr;
   const Scalar* offset = nullptr;
-  Scalar* dx = nullptr;        ///< may be dy
+  Stored* dx = nullptr;        ///< may be dy
   bool add = false;            ///< to dx, which is not dy then
-  Scalar* residual = nullptr;  ///< gradient of the residual: dz is written to it, or added; null: none
+  Stored* residual = nullptr;  ///< gradient of the residual: dz is written to it, or added; null: none
   bool add_residual = false;
 };
 
 /// dx = (or +=) dz * scale + x * slope + offset, with dz as in `lane_gradient_sums`: the derivative of a normalisation
 /// by its input, for factors that follow from the sums. The residual gets dz.
-template <class Arch, class Scalar>
-void lane_affine_gradient(const LaneBlock& block, const LaneAffineGradient<Scalar>& job) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_affine_gradient(const LaneBlock& block, const LaneAffineGradient<Scalar, Stored>& job) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
     detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
@@ -345,17 +350,18 @@ void lane_affine_gradient(const LaneBlock& block, const LaneAffineGradient<Scala
 }
 
 /// The scalar twin of `lane_affine_gradient`.
-template <class Arch, class Scalar>
-void lane_affine_gradient_reference(const LaneBlock& block, const LaneAffineGradient<Scalar>& job) noexcept {
+template <class Arch, class Scalar, class Stored>
+void lane_affine_gradient_reference(const LaneBlock& block, const LaneAffineGradient<Scalar, Stored>& job) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   for (index_t p = 0; p < block.pixels; ++p)
     for (index_t c = 0; c < block.channels; ++c)
       for (index_t lane = 0; lane < lanes; ++lane) {
         const index_t at = (p * block.channels + c) * lanes + lane;
         const Scalar dz = job.before_activation(at, c);
-        if (job.residual != nullptr) job.residual[at] = job.add_residual ? job.residual[at] + dz : dz;
-        const Scalar d = dz * job.scale[c] + job.x[at] * job.slope[c] + job.offset[c];
-        job.dx[at] = job.add ? job.dx[at] + d : d;
+        if (job.residual != nullptr)
+          job.residual[at] = stored_as<Stored>(job.add_residual ? stored_as<Scalar>(job.residual[at]) + dz : dz);
+        const Scalar d = dz * job.scale[c] + stored_as<Scalar>(job.x[at]) * job.slope[c] + job.offset[c];
+        job.dx[at] = stored_as<Stored>(job.add ? stored_as<Scalar>(job.dx[at]) + d : d);
       }
 }
 

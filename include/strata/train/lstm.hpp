@@ -101,14 +101,13 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   };
   for (index_t i = 0; i < steps; ++i) {
     const index_t t = reverse ? steps - 1 - i : i;
-    context.for_parts(units, [&](index_t, index_t first, index_t last) {
+    context.for_parts(units, [&](index_t part, index_t first, index_t last) {
       const index_t n = last - first;
       Scalar* const g = gates.value().data() + t * batch * rows + 4 * first;
       const Scalar* const h_before = hiddens.value().data() + (t + before) * slot;
       if (i > 0 || !from_zeros)
-        detail::add_product_tn<Scalar>(hidden_rows->transposed(4 * first, 4 * n),
-                                       detail::view(h_before, units, batch, units),
-                                       detail::view(g, 4 * n, batch, rows));
+        detail::add_product<Scalar>(context, part, detail::Transposed::first, hidden_rows->transposed(4 * first, 4 * n),
+                                    detail::view(h_before, units, batch, units), detail::view(g, 4 * n, batch, rows));
       const Scalar* const c_before = cells.value().data() + (t + before) * slot;
       Scalar* const h_after = hiddens.value().data() + (t + after) * slot;
       Scalar* const c_after = cells.value().data() + (t + after) * slot;
@@ -156,20 +155,20 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     const Scalar* const dy = y.gradient().data();
     Scalar* const dgates = gates.gradient().data();
     // The gradient of the state before position t, from the gates there; ended sequences hand theirs on.
-    const auto back = [&](index_t t, index_t first, index_t n) {
+    const auto back = [&](index_t part, index_t t, index_t first, index_t n) {
       for (index_t b = 0; b < batch; ++b)
         if (!ended(t, b)) Map(dh.value().data() + b * units + first, n).setZero();
       const auto w = hidden_rows->transposed(0, rows);
       detail::add_product<Scalar>(
-          detail::view(w.data() + first, n, rows, units),
+          context, part, detail::Transposed::none, detail::view(w.data() + first, n, rows, units),
           detail::view(static_cast<const Scalar*>(dgates + t * batch * rows), rows, batch, rows),
           detail::view(dh.value().data() + first, n, batch, units));
     };
     for (index_t i = steps - 1; i >= 0; --i) {
       const index_t t = reverse ? steps - 1 - i : i;
-      context.for_parts(units, [&](index_t, index_t first, index_t last) {
+      context.for_parts(units, [&](index_t part, index_t first, index_t last) {
         const index_t n = last - first;
-        if (i < steps - 1) back(reverse ? t - 1 : t + 1, first, n);
+        if (i < steps - 1) back(part, reverse ? t - 1 : t + 1, first, n);
         const Scalar* const g = gates.value().data() + t * batch * rows + 4 * first;
         Scalar* const dg = dgates + t * batch * rows + 4 * first;
         for (index_t b = 0; b < batch; ++b) {
@@ -203,8 +202,9 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     if (!from_zeros) {
       if (hidden_before.needs_gradient()) {
         if (steps > 0)
-          context.for_parts(
-              units, [&](index_t, index_t first, index_t last) { back(reverse ? steps - 1 : 0, first, last - first); });
+          context.for_parts(units, [&](index_t part, index_t first, index_t last) {
+            back(part, reverse ? steps - 1 : 0, first, last - first);
+          });
         hidden_before.gradient() += dh.value();
       }
       if (cell_before.needs_gradient()) cell_before.gradient() += dc.value();

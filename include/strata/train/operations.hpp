@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 
 #include <strata/core/activation.hpp>
 #include <strata/layers/options.hpp>
+#include <strata/train/bfloat16_convolution.hpp>
 #include <strata/train/lane_convolution.hpp>
 #include <strata/train/lane_norm.hpp>
 #include <strata/train/parameter.hpp>
@@ -133,6 +135,11 @@ template <class Scalar>
   const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
   weight.uses = out.height * out.width;
   if (detail::suits_lanes(x, options, out)) {
+    if (context.bfloat16 && kernels::bfloat16_for<Scalar>) {
+      Tensor<Scalar> y = context.make(x.batch(), out, true, Layout::half_lanes);
+      detail::bfloat16_convolution(context, x, weight, options, y);
+      return y;
+    }
     Tensor<Scalar> y = context.make(x.batch(), out, true, Layout::lanes);
     const auto convolution = std::make_shared<detail::LaneConvolution<Scalar>>(context, x, weight, options, y);
     convolution->run(context);
@@ -306,8 +313,9 @@ void check_residual(const Tensor<Scalar>& x, const Tensor<Scalar>* residual) {
     raise(Error("residual", "the shape of the layer's output", "another shape"));
 }
 
-/// `finish` for activations in lanes: a sweep for the statistics, one for the result; two on the way back.
-template <class Scalar>
+/// `finish` for activations in lanes, stored as numbers of the tape or as bfloat16: a sweep for the statistics, one for
+/// the result; two on the way back.
+template <class Stored, class Scalar>
 [[nodiscard]] Tensor<Scalar> finish_in_lanes(Context<Scalar>& context, const Tensor<Scalar>& x, NormSet<Scalar>* norm,
                                              Parameter<Scalar>* bias, const Tensor<Scalar>* residual,
                                              Activation activation) {
@@ -326,7 +334,7 @@ template <class Scalar>
         f(i * layout.block_step(), i % layout.blocks() * layout.block, i / layout.blocks());
     });
   };
-  const Scalar* const values = x.lanes();
+  const Stored* const values = x.template lanes<Stored>();
   Affine<Scalar> affine = [&] {
     if (norm == nullptr || !context.training) return Affine<Scalar>(channels, norm, bias);
     Columns means(channels, layout.groups);
@@ -342,28 +350,30 @@ template <class Scalar>
   }();
   const bool relu = activation == Activation::relu;
   const bool keep = activation != Activation::identity && !relu;
-  Tensor<Scalar> y = context.make(x.batch(), x.shape(), true, Layout::lanes);
+  Tensor<Scalar> y =
+      context.make(x.batch(), x.shape(), true, std::is_same_v<Stored, Scalar> ? Layout::lanes : Layout::half_lanes);
   auto before = std::make_shared<Array>(keep && context.training ? count * channels : 0);  // z
-  const Scalar* const added = residual == nullptr ? nullptr : residual->lanes();
+  const Stored* const added = residual == nullptr ? nullptr : residual->template lanes<Stored>();
   for_blocks([&](index_t at, index_t channel, index_t) {
-    Scalar* const target = y.lanes() + at;
+    Stored* const target = y.template lanes<Stored>() + at;
     kernels::lane_affine<Arch>(block, values + at, &affine.scale[channel], &affine.offset[channel],
                                added == nullptr ? nullptr : added + at, relu, target);
     if (!keep) return;
-    if (context.training) std::copy_n(target, layout.block_step(), before->data() + at);
-    for (index_t i = 0; i < layout.block_step(); ++i) target[i] = activate(target[i], activation);
+    if (context.training) kernels::copy_stored(target, layout.block_step(), before->data() + at);
+    for (index_t i = 0; i < layout.block_step(); ++i)
+      target[i] = kernels::stored_as<Stored>(activate(kernels::stored_as<Scalar>(target[i]), activation));
   });
   const Tensor<Scalar> shortcut = residual == nullptr ? Tensor<Scalar>() : *residual;
   const bool has_residual = residual != nullptr;
   const bool to_shortcut = has_residual && residual->needs_gradient();
   context.record([=, affine = std::move(affine)] {
-    Scalar* const dy = y.whole_lane_gradient();
+    Stored* const dy = y.template whole_lane_gradient<Stored>();
     const auto inputs = [&](index_t at, index_t channel) {
-      kernels::LaneBackward<Scalar> from;
-      from.x = x.lanes() + at;
+      kernels::LaneBackward<Scalar, Stored> from;
+      from.x = x.template lanes<Stored>() + at;
       from.scale = &affine.scale[channel];
       from.shift = &affine.offset[channel];
-      from.y = has_residual ? y.lanes() + at : nullptr;
+      from.y = has_residual ? y.template lanes<Stored>() + at : nullptr;
       from.dy = dy + at;
       from.relu = relu;
       return from;
@@ -372,7 +382,8 @@ template <class Scalar>
     Columns products(channels, layout.groups);  // of dz * (x - mean)
     for_blocks([&](index_t at, index_t channel, index_t group) {
       if (keep)
-        for (index_t i = at; i < at + layout.block_step(); ++i) dy[i] *= derivative((*before)[i], activation);
+        for (index_t i = at; i < at + layout.block_step(); ++i)
+          dy[i] = kernels::stored_as<Stored>(kernels::stored_as<Scalar>(dy[i]) * derivative((*before)[i], activation));
       kernels::lane_gradient_sums<Arch>(block, inputs(at, channel), &affine.mean[channel], &sums(channel, group),
                                         &products(channel, group));
     });
@@ -389,11 +400,12 @@ template <class Scalar>
       offset = -affine.scale * sum / static_cast<Scalar>(count) - slope * affine.mean;
     }
     if (!x.needs_gradient() && !to_shortcut) return;
-    const auto for_shortcut = to_shortcut ? shortcut.lane_gradient() : typename Tensor<Scalar>::LaneGradient();
+    using LaneGradient = typename Tensor<Scalar>::template LaneGradient<Stored>;
+    const LaneGradient for_shortcut = to_shortcut ? shortcut.template lane_gradient<Stored>() : LaneGradient();
     // Nobody asks for the gradient of y any more: that of x takes its place.
-    const auto dx = x.take_lane_gradient(y);
+    const LaneGradient dx = x.template take_lane_gradient<Stored>(y);
     for_blocks([&](index_t at, index_t channel, index_t) {
-      kernels::LaneAffineGradient<Scalar> job{inputs(at, channel)};
+      kernels::LaneAffineGradient<Scalar, Stored> job{inputs(at, channel)};
       job.slope = &slope[channel];
       job.offset = &offset[channel];
       job.dx = dx.data + at;
@@ -413,7 +425,10 @@ template <class Scalar>
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> finish(Context<Scalar>& context, const Tensor<Scalar>& x, NormSet<Scalar>* norm,
                                     Parameter<Scalar>* bias, const Tensor<Scalar>* residual, Activation activation) {
-  if (x.has(Layout::lanes)) return detail::finish_in_lanes(context, x, norm, bias, residual, activation);
+  if constexpr (kernels::bfloat16_for<Scalar>)
+    if (x.has(Layout::half_lanes))
+      return detail::finish_in_lanes<kernels::bfloat16>(context, x, norm, bias, residual, activation);
+  if (x.has(Layout::lanes)) return detail::finish_in_lanes<Scalar>(context, x, norm, bias, residual, activation);
   using Array = typename Parameter<Scalar>::Array;
   using Sums = Eigen::Array<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
   constexpr index_t parts = Context<Scalar>::parts;
@@ -511,9 +526,10 @@ template <class Scalar>
   Tensor<Scalar> y = context.make(x.batch(), {layout.channels, 1, 1}, true, Layout::lanes);
   const index_t size = layout.block * layout.lanes;  // of a pixel's block of channels
   const index_t blocks = layout.groups * layout.blocks();
+  const Scalar* const values = x.lanes();
   context.for_parts(blocks, [&](index_t, index_t first, index_t last) {
     for (index_t block = first; block < last; ++block) {
-      const Scalar* const from = x.lanes() + block * layout.block_step();
+      const Scalar* const from = values + block * layout.block_step();
       Vector sum(y.lanes() + block * size, size);
       sum = ConstVector(from, size);
       for (index_t p = 1; p < layout.pixels; ++p) sum += ConstVector(from + p * size, size);
@@ -549,7 +565,7 @@ template <bool maximum, class Scalar>
   if (!options.fits(in.height, in.width))
     raise(Error("pooling", "pictures no smaller than the kernel", strata::detail::text(in)));
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
-  if (!maximum && x.has(Layout::lanes) && options.kernel == Pair(in.height, in.width) && options.padding == Pair(0))
+  if (!maximum && x.in_lanes() && options.kernel == Pair(in.height, in.width) && options.padding == Pair(0))
     return detail::mean_in_lanes(context, x);
   (void)x.value();  // before the parts begin, should it have to be copied
   Tensor<Scalar> y = context.make(x.batch(), out, true);

@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <strata/core/error.hpp>
 #include <strata/kernels/point_set.hpp>
 #include <strata/layers/point_set.hpp>
+#include <strata/train/bfloat16.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
@@ -166,28 +168,41 @@ template <class Scalar>
 
 namespace detail {
 
-/// Maximum over the first of [samples][size] in every picture, or, of activations in lanes, in every block of channels
-/// of a group of pictures: there too one sample lies behind the other. Equals go to the first.
-template <class Scalar>
-[[nodiscard]] Tensor<Scalar> max_over(Context<Scalar>& context, const Tensor<Scalar>& x, index_t samples, Shape out) {
-  const bool in_lanes = x.has(Layout::lanes);
-  Tensor<Scalar> y = context.make(x.batch(), out, x.needs_gradient(), in_lanes ? Layout::lanes : Layout::channels_last);
+/// Maximum over the first of [samples][size] in every picture, or, of activations in lanes (stored as they are or as
+/// bfloat16), in every block of channels of a group of pictures: there too one sample lies behind the other. Equals go
+/// to the first.
+template <class Stored, class Scalar>
+[[nodiscard]] Tensor<Scalar> max_over_stored(Context<Scalar>& context, const Tensor<Scalar>& x, index_t samples,
+                                             Shape out, bool in_lanes) {
+  constexpr bool whole = std::is_same_v<Stored, Scalar>;
+  const Layout made = !in_lanes ? Layout::channels_last : whole ? Layout::lanes : Layout::half_lanes;
+  Tensor<Scalar> y = context.make(x.batch(), out, x.needs_gradient(), made);
   const LaneLayout layout = y.lane_layout();
   const index_t units = in_lanes ? layout.groups * layout.blocks() : x.batch();
   const index_t size = in_lanes ? layout.block_step() : out.size();
-  const Scalar* const values = in_lanes ? x.lanes() : x.value().data();
-  Scalar* const maxima = in_lanes ? y.lanes() : y.value().data();
+  const auto numbers = [in_lanes](const Tensor<Scalar>& tensor) -> Stored* {
+    if constexpr (whole)
+      if (!in_lanes) return tensor.value().data();
+    return tensor.template lanes<Stored>();
+  };
+  const auto gradients = [in_lanes](const Tensor<Scalar>& tensor) -> Stored* {
+    if constexpr (whole)
+      if (!in_lanes) return tensor.gradient().data();
+    return tensor.template whole_lane_gradient<Stored>();
+  };
+  const Stored* const values = numbers(x);
+  Stored* const maxima = numbers(y);
   auto winners = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(x.batch() * out.size()));
   context.for_parts(units, [&](index_t, index_t first, index_t last) {
     for (index_t unit = first; unit < last; ++unit) {
-      const Scalar* source = values + unit * samples * size;
-      Scalar* const best = maxima + unit * size;
+      const Stored* source = values + unit * samples * size;
+      Stored* const best = maxima + unit * size;
       std::int32_t* const winner = winners->data() + unit * size;
       std::copy_n(source, size, best);
       for (index_t s = 1; s < samples; ++s) {
         source += size;
         for (index_t i = 0; i < size; ++i) {
-          const bool larger = source[i] > best[i];
+          const bool larger = kernels::stored_as<Scalar>(source[i]) > kernels::stored_as<Scalar>(best[i]);
           best[i] = larger ? source[i] : best[i];
           winner[i] = larger ? static_cast<std::int32_t>(s) : winner[i];
         }
@@ -196,17 +211,25 @@ template <class Scalar>
   });
   context.record([=, &context] {
     if (!x.needs_gradient()) return;
-    const Scalar* const dy = in_lanes ? y.whole_lane_gradient() : y.gradient().data();
-    Scalar* const dx = in_lanes ? x.whole_lane_gradient() : x.gradient().data();
+    const Stored* const dy = gradients(y);
+    Stored* const dx = gradients(x);
     context.for_parts(units, [&](index_t, index_t first, index_t last) {
       for (index_t unit = first; unit < last; ++unit)
         for (index_t i = 0; i < size; ++i) {
           const index_t at = unit * size + i;
-          dx[(unit * samples + (*winners)[static_cast<std::size_t>(at)]) * size + i] += dy[at];
+          Stored& to = dx[(unit * samples + (*winners)[static_cast<std::size_t>(at)]) * size + i];
+          to = kernels::stored_as<Stored>(kernels::stored_as<Scalar>(to) + kernels::stored_as<Scalar>(dy[at]));
         }
     });
   });
   return y;
+}
+
+template <class Scalar>
+[[nodiscard]] Tensor<Scalar> max_over(Context<Scalar>& context, const Tensor<Scalar>& x, index_t samples, Shape out) {
+  if constexpr (kernels::bfloat16_for<Scalar>)
+    if (x.has(Layout::half_lanes)) return max_over_stored<kernels::bfloat16>(context, x, samples, out, true);
+  return max_over_stored<Scalar>(context, x, samples, out, x.has(Layout::lanes));
 }
 
 }  // namespace detail

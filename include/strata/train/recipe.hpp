@@ -35,6 +35,7 @@ struct Recipe {
 
   index_t batch = 128;
   std::uint64_t seed = 1;
+  bool bfloat16 = false;  ///< see `Context::bfloat16`; in all phases, not in evaluation
 
   double dense_epochs = 8;
   double dense_rate = 0.1;
@@ -72,6 +73,7 @@ struct Recipe {
     f("arm", static_cast<double>(arm));
     f("batch", static_cast<double>(batch));
     f("seed", static_cast<double>(seed));
+    if (bfloat16) f("bfloat16", 1.0);
     f("dense_epochs", dense_epochs);
     f("dense_rate", dense_rate);
     f("warm_up_epochs", warm_up_epochs);

@@ -2,6 +2,7 @@
 // what to do with their gradients on the way back. The operations are in train/operations.hpp.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,10 +31,12 @@ class BufferPool {
 
   [[nodiscard]] Array take(index_t size) {
     const std::lock_guard lock(mutex_);
+    used_ += size;
+    most_used_ = std::max(most_used_, used_);
     auto& free = free_[size];
     if (free.empty()) {
       // Batches of many sizes, such as sentences of all lengths, must not pile up what each of them once needed.
-      if (free_elements_ > most_free_elements) {
+      if (free_elements_ > most_used_) {
         free_.clear();
         free_elements_ = 0;
       }
@@ -46,49 +50,75 @@ class BufferPool {
   void give_back(Array&& buffer) {
     if (buffer.size() == 0) return;
     const std::lock_guard lock(mutex_);
+    used_ -= buffer.size();
     free_elements_ += buffer.size();
     free_[buffer.size()].push_back(std::move(buffer));
   }
 
  private:
   std::mutex mutex_;
-  static constexpr index_t most_free_elements = (index_t{1} << 30) / static_cast<index_t>(sizeof(Scalar));
-
+  index_t used_ = 0;       ///< elements of the buffers that are out
+  index_t most_used_ = 0;  ///< at a time
   index_t free_elements_ = 0;
   std::map<index_t, std::vector<Array>> free_;
 };
 
-/// How the value of a tensor is written first.
-enum class Layout : std::uint8_t { channels_last, lanes };
+/// The buffers of a tape: of its numbers, and of those kept as bfloat16.
+template <class Scalar>
+class BufferPools {
+ public:
+  template <class Stored>
+  [[nodiscard]] BufferPool<Stored>& of() noexcept {
+    if constexpr (std::is_same_v<Stored, Scalar>) {
+      return whole_;
+    } else {
+      return half_;
+    }
+  }
+
+ private:
+  BufferPool<Scalar> whole_;
+  BufferPool<kernels::bfloat16> half_;
+};
+
+/// How the value of a tensor is written first. `half_lanes`: in lanes, rounded to bfloat16.
+enum class Layout : std::uint8_t { channels_last, lanes, half_lanes };
 
 /// A batch of activations [batch][height][width][channels] on the tape. A handle: copies share the value.
 ///
-/// Convolutions and what goes with them keep values and gradients in lanes (train/lanes.hpp); whoever asks for the
-/// other layout gets a copy, so that operations need not know which one the tensor was made in. A value is written
-/// once, before another operation reads it. Of the gradient there is one layout at a time, the one asked for last.
+/// Convolutions and what goes with them keep values and gradients in lanes (train/lanes.hpp), with
+/// `Context::bfloat16` as numbers of half the size; whoever asks for another layout or storage gets a copy, so that
+/// operations need not know which one the tensor was made in. A value is written once, before another operation reads
+/// it. Of the gradient there is one layout at a time, the one asked for last.
 template <class Scalar>
 class Tensor {
  public:
   using Array = typename BufferPool<Scalar>::Array;
   using Matrix = Eigen::Map<Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic>>;
+  using Half = kernels::bfloat16;
 
   /// A gradient in lanes: to be added to, or to be written if nothing has been added yet.
+  template <class Stored = Scalar>
   struct LaneGradient {
-    Scalar* data = nullptr;
+    Stored* data = nullptr;
     bool fresh = true;  ///< uninitialised: every element has to be written
   };
 
   Tensor() = default;
-  /// Precondition of `Layout::lanes`: `fits_lanes(batch)`.
-  Tensor(std::shared_ptr<BufferPool<Scalar>> pool, index_t batch, Shape shape, bool needs_gradient,
+  /// Precondition of layouts in lanes: `fits_lanes(batch)`.
+  Tensor(std::shared_ptr<BufferPools<Scalar>> pools, index_t batch, Shape shape, bool needs_gradient,
          Layout layout = Layout::channels_last)
       : node_(std::make_shared<Node>()) {
-    node_->pool = std::move(pool);
+    node_->pools = std::move(pools);
     node_->batch = batch;
     node_->shape = shape;
     node_->needs_gradient = needs_gradient;
     node_->has_value = layout == Layout::channels_last;
-    (node_->has_value ? node_->value : node_->lanes) = node_->pool->take(batch * shape.size());
+    if (layout == Layout::half_lanes) {
+      take(node_->half_lanes);
+    } else {
+      take(layout == Layout::lanes ? node_->lanes : node_->value);
+    }
   }
 
   [[nodiscard]] static bool fits_lanes(index_t batch) noexcept { return batch > 0 && batch % lanes_of<Scalar> == 0; }
@@ -100,17 +130,22 @@ class Tensor {
   [[nodiscard]] LaneLayout lane_layout() const noexcept { return {lanes_of<Scalar>, node_->batch, node_->shape}; }
   /// Whether the value is there in this layout already.
   [[nodiscard]] bool has(Layout layout) const noexcept {
+    if (layout == Layout::half_lanes) return node_->half_lanes.size() > 0;
     return layout == Layout::lanes ? node_->lanes.size() > 0 : node_->has_value.load(std::memory_order_acquire);
   }
+  [[nodiscard]] bool in_lanes() const noexcept { return has(Layout::lanes) || has(Layout::half_lanes); }
 
   /// Channels last. May be asked for by several threads at a time.
   [[nodiscard]] Array& value() const {
     if (!has(Layout::channels_last)) {
       const std::lock_guard lock(node_->mutex);
       if (!has(Layout::channels_last)) {
-        node_->value = node_->pool->take(node_->lanes.size());
-        for (index_t g = 0; g < lane_layout().groups; ++g)
-          from_lanes(lane_layout(), g, node_->lanes.data(), node_->value.data());
+        take(node_->value);
+        if (has(Layout::lanes)) {
+          leave_lanes(node_->lanes, node_->value);
+        } else {
+          leave_lanes(node_->half_lanes, node_->value);
+        }
         node_->has_value.store(true, std::memory_order_release);
       }
     }
@@ -118,75 +153,132 @@ class Tensor {
   }
   /// channels x pixels.
   [[nodiscard]] Matrix matrix() const { return {value().data(), node_->shape.channels, pixels()}; }
-  /// The value in lanes. Not for several threads at a time. Precondition: `fits_lanes(batch())`.
-  [[nodiscard]] Scalar* lanes() const {
-    if (!has(Layout::lanes)) {
-      node_->lanes = node_->pool->take(node_->value.size());
-      for (index_t g = 0; g < lane_layout().groups; ++g)
-        to_lanes(lane_layout(), g, node_->value.data(), node_->lanes.data());
+  /// The value in lanes, as it is or as bfloat16. Not for several threads at a time. Precondition:
+  /// `fits_lanes(batch())`.
+  template <class Stored = Scalar>
+  [[nodiscard]] Stored* lanes() const {
+    auto& mine = of<Stored>(node_->lanes, node_->half_lanes);
+    const auto& other = of<Other<Stored>>(node_->lanes, node_->half_lanes);
+    if (mine.size() == 0) {
+      take(mine);
+      if (other.size() > 0) {
+        kernels::copy_stored(other.data(), other.size(), mine.data());
+      } else {
+        enter_lanes(node_->value, mine);
+      }
     }
-    return node_->lanes.data();
+    return mine.data();
   }
 
   /// The gradient, channels last, zero when first asked for. Not for several threads at a time.
   [[nodiscard]] Array& gradient() const {
     Node& node = *node_;
     if (node.gradient.size() > 0) return node.gradient;
-    node.gradient = node.pool->take(batch() * shape().size());
-    if (node.lane_gradient.size() == 0) {
+    take(node.gradient);
+    if (node.lane_gradient.size() > 0) {
+      leave_lanes(node.lane_gradient, node.gradient);
+      give_back(node.lane_gradient);
+    } else if (node.half_gradient.size() > 0) {
+      leave_lanes(node.half_gradient, node.gradient);
+      give_back(node.half_gradient);
+    } else {
       node.gradient.setZero();
-      return node.gradient;
     }
-    for (index_t g = 0; g < lane_layout().groups; ++g)
-      from_lanes(lane_layout(), g, node.lane_gradient.data(), node.gradient.data());
-    node.pool->give_back(std::exchange(node.lane_gradient, Array()));
     return node.gradient;
   }
   [[nodiscard]] Matrix gradient_matrix() const { return {gradient().data(), node_->shape.channels, pixels()}; }
-  /// The gradient in lanes. Not for several threads at a time. Precondition: `fits_lanes(batch())`.
-  [[nodiscard]] LaneGradient lane_gradient() const {
+  /// The gradient in lanes, as it is or as bfloat16. Not for several threads at a time. Precondition:
+  /// `fits_lanes(batch())`.
+  template <class Stored = Scalar>
+  [[nodiscard]] LaneGradient<Stored> lane_gradient() const {
     Node& node = *node_;
-    const bool fresh = node.lane_gradient.size() == 0 && node.gradient.size() == 0;
-    if (node.lane_gradient.size() == 0) node.lane_gradient = node.pool->take(batch() * shape().size());
+    auto& mine = of<Stored>(node.lane_gradient, node.half_gradient);
+    auto& other = of<Other<Stored>>(node.lane_gradient, node.half_gradient);
+    const bool fresh = !has_gradient();
+    if (mine.size() > 0) return {mine.data(), fresh};
+    take(mine);
     if (node.gradient.size() > 0) {
-      for (index_t g = 0; g < lane_layout().groups; ++g)
-        to_lanes(lane_layout(), g, node.gradient.data(), node.lane_gradient.data());
-      node.pool->give_back(std::exchange(node.gradient, Array()));
+      enter_lanes(node.gradient, mine);
+      give_back(node.gradient);
+    } else if (other.size() > 0) {
+      kernels::copy_stored(other.data(), other.size(), mine.data());
+      give_back(other);
     }
-    return {node.lane_gradient.data(), fresh};
+    return {mine.data(), fresh};
   }
   /// The gradient in lanes as it is, zero if nothing has been added.
-  [[nodiscard]] Scalar* whole_lane_gradient() const {
-    const LaneGradient gradient = lane_gradient();
-    if (gradient.fresh) node_->lane_gradient.setZero();
+  template <class Stored = Scalar>
+  [[nodiscard]] Stored* whole_lane_gradient() const {
+    const auto gradient = lane_gradient<Stored>();
+    if (gradient.fresh) std::fill_n(gradient.data, batch() * shape().size(), Stored{0});
     return gradient.data;
   }
-  /// Takes the buffer of `other`'s gradient in lanes, of the same size, which `other` no longer needs, for its own
-  /// gradient, if nothing has been added to that yet.
-  [[nodiscard]] LaneGradient take_lane_gradient(const Tensor& other) const {
-    if (node_->lane_gradient.size() > 0 || node_->gradient.size() > 0) return lane_gradient();
-    node_->lane_gradient = std::exchange(other.node_->lane_gradient, Array());
-    return {node_->lane_gradient.data(), true};
+  /// Takes the buffer of `from`'s gradient in lanes, of the same size and storage, which `from` no longer needs, for
+  /// its own gradient, if nothing has been added to that yet.
+  template <class Stored = Scalar>
+  [[nodiscard]] LaneGradient<Stored> take_lane_gradient(const Tensor& from) const {
+    if (has_gradient()) return lane_gradient<Stored>();
+    auto& mine = of<Stored>(node_->lane_gradient, node_->half_gradient);
+    mine = std::exchange(of<Stored>(from.node_->lane_gradient, from.node_->half_gradient),
+                         std::remove_cvref_t<decltype(mine)>());
+    return {mine.data(), true};
   }
 
  private:
+  using HalfArray = typename BufferPool<Half>::Array;
+  template <class Stored>
+  using Other = std::conditional_t<std::is_same_v<Stored, Scalar>, Half, Scalar>;
+
   struct Node {
-    std::shared_ptr<BufferPool<Scalar>> pool;
+    std::shared_ptr<BufferPools<Scalar>> pools;
     index_t batch = 0;
     Shape shape;
     bool needs_gradient = false;
     std::atomic<bool> has_value = false;  ///< channels last
     std::mutex mutex;                     ///< of making the value channels last
     Array value, lanes;
+    HalfArray half_lanes;
     Array gradient, lane_gradient;
+    HalfArray half_gradient;
 
     Node() = default;
     Node(const Node&) = delete;
     Node& operator=(const Node&) = delete;
     ~Node() {
-      for (Array* array : {&value, &lanes, &gradient, &lane_gradient}) pool->give_back(std::move(*array));
+      for (Array* array : {&value, &lanes, &gradient, &lane_gradient})
+        pools->template of<Scalar>().give_back(std::move(*array));
+      for (HalfArray* array : {&half_lanes, &half_gradient}) pools->template of<Half>().give_back(std::move(*array));
     }
   };
+
+  [[nodiscard]] bool has_gradient() const noexcept {
+    return node_->gradient.size() > 0 || node_->lane_gradient.size() > 0 || node_->half_gradient.size() > 0;
+  }
+  template <class Stored>
+  [[nodiscard]] static auto& of(Array& whole, HalfArray& half) noexcept {
+    if constexpr (std::is_same_v<Stored, Scalar>) {
+      return whole;
+    } else {
+      return half;
+    }
+  }
+  template <class Buffer>
+  void take(Buffer& buffer) const {
+    buffer = node_->pools->template of<typename Buffer::Scalar>().take(batch() * shape().size());
+  }
+  template <class Buffer>
+  void give_back(Buffer& buffer) const {
+    node_->pools->template of<typename Buffer::Scalar>().give_back(std::exchange(buffer, Buffer()));
+  }
+  template <class Buffer>
+  void enter_lanes(const Array& channels_last, Buffer& lanes) const {
+    for (index_t g = 0; g < lane_layout().groups; ++g) to_lanes(lane_layout(), g, channels_last.data(), lanes.data());
+  }
+  template <class Buffer>
+  void leave_lanes(const Buffer& lanes, Array& channels_last) const {
+    for (index_t g = 0; g < lane_layout().groups; ++g) from_lanes(lane_layout(), g, lanes.data(), channels_last.data());
+  }
+
   std::shared_ptr<Node> node_;
 };
 
@@ -205,6 +297,10 @@ class Context {
   std::uint64_t seed = 0;  ///< of dropout
   std::uint64_t step = 0;  ///< changes dropout's choice; set it once a step
   double norm_momentum = 0.1;
+  /// Whether convolutions in lanes keep their activations, and large products with weights round their operands, as
+  /// bfloat16, where the instruction set multiplies such numbers and `Scalar` is float; weights, their gradients, sums
+  /// and all else stay as they are. (Mixed precision as in arXiv 1905.12322.)
+  bool bfloat16 = false;
 
   /// A path that drops its level: at the `stage_index`-th stage of the pass the level becomes `stage_level`.
   int drop_at_stage = -1;
@@ -229,7 +325,7 @@ class Context {
   [[nodiscard]] Executor& executor() noexcept { return executor_; }
   [[nodiscard]] Tensor<Scalar> make(index_t batch, Shape shape, bool needs_gradient,
                                     Layout layout = Layout::channels_last) {
-    return Tensor<Scalar>(pool_, batch, shape, needs_gradient, layout);
+    return Tensor<Scalar>(pools_, batch, shape, needs_gradient, layout);
   }
   void record(std::function<void()> backward) {
     if (training) backward_.push_back(std::move(backward));
@@ -259,15 +355,23 @@ class Context {
     return buffer.data();
   }
 
+  /// As `scratch`, for numbers of half the size.
+  [[nodiscard]] kernels::bfloat16* half_scratch(index_t part, index_t size) {
+    auto& buffer = half_scratch_[static_cast<std::size_t>(part)];
+    if (buffer.size() < size) buffer.resize(size);
+    return buffer.data();
+  }
+
   /// What an operation derived from masks and wants to find again in the next pass, by parameter and level.
   using CacheKey = std::pair<const void*, int>;
   [[nodiscard]] std::shared_ptr<void>& cached(const CacheKey& key) { return cache_[key]; }
 
  private:
   Executor& executor_;
-  std::shared_ptr<BufferPool<Scalar>> pool_ = std::make_shared<BufferPool<Scalar>>();
+  std::shared_ptr<BufferPools<Scalar>> pools_ = std::make_shared<BufferPools<Scalar>>();
   std::vector<std::function<void()>> backward_;
   std::array<typename BufferPool<Scalar>::Array, static_cast<std::size_t>(parts) + 1> scratch_;
+  std::array<typename BufferPool<kernels::bfloat16>::Array, static_cast<std::size_t>(parts)> half_scratch_;
   std::map<CacheKey, std::shared_ptr<void>> cache_;
   int stages_ = 0;
   std::uint64_t operations_ = 0;
