@@ -1,7 +1,7 @@
 """One dense training step (forward, backward, SGD) in PyTorch, channels last: seconds a step, median of the steps.
 
-torch_step.py THREADS [NETWORK [BATCH [STEPS]]]; NETWORK: quickstart, resnet20 or resnet50-small, as strata's
-training_step builds them.
+torch_step.py THREADS [NETWORK [BATCH [STEPS [PRECISION]]]]; NETWORK: quickstart, resnet20 or resnet50-small, as
+strata's training_step builds them; PRECISION: float32, or bfloat16 by autocast.
 """
 import sys
 import time
@@ -58,6 +58,7 @@ threads = int(sys.argv[1])
 name = sys.argv[2] if len(sys.argv) > 2 else "quickstart"
 batch = int(sys.argv[3]) if len(sys.argv) > 3 else 128
 steps = int(sys.argv[4]) if len(sys.argv) > 4 else 60
+bfloat16 = len(sys.argv) > 5 and sys.argv[5] == "bfloat16"
 torch.set_num_threads(threads)
 torch.manual_seed(1)
 network, shape = {
@@ -73,7 +74,9 @@ seconds = []
 for _ in range(steps):
     start = time.perf_counter()
     optimiser.zero_grad()
-    functional.cross_entropy(network(x), y).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        loss = functional.cross_entropy(network(x), y)
+    loss.backward()
     optimiser.step()
     seconds.append(time.perf_counter() - start)
 print(f"{sorted(seconds)[len(seconds) // 2]:.6f}")

@@ -295,16 +295,30 @@ class Bfloat16Convolution {
       auto& values = arranged.emplace_back();
       const index_t blocks = inputs[s].blocks();
       values.setZero(kernels::bfloat16_packed_size(rows, blocks));
-      context.for_parts(rows, [&](index_t, index_t first, index_t last) {
-        for (index_t block = 0; block < blocks; ++block)
-          inputs[s].for_inputs(block, [&](index_t k, index_t at, index_t channel) {
-            const index_t tap = sweeps[s].taps[static_cast<std::size_t>(at)].tap;
-            for (index_t row = first; row < last; ++row) {
-              const index_t i = forward ? weight_at(row, channel, tap) : weight_at(channel, row, tap);
+      std::vector<index_t> sources;  // of an input's weight in the first row; -1: none
+      for (index_t block = 0; block < blocks; ++block) {
+        sources.resize(static_cast<std::size_t>((block + 1) * kernels::bfloat16_depth), -1);
+        inputs[s].for_inputs(block, [&](index_t k, index_t at, index_t channel) {
+          const index_t tap = sweeps[s].taps[static_cast<std::size_t>(at)].tap;
+          sources[static_cast<std::size_t>(block * kernels::bfloat16_depth + k)] =
+              forward ? weight_at(0, channel, tap) : weight_at(channel, 0, tap);
+        });
+      }
+      const index_t row_step = forward ? weight_at(1, 0, 0) : weight_at(0, 1, 0);
+      // Rows of a block innermost: either they or the inputs lie close together.
+      context.for_parts(ceil_div(rows, kernels::bfloat16_rows), [&](index_t, index_t first, index_t last) {
+        for (index_t row_block = first; row_block < last; ++row_block)
+          for (index_t k = 0; k < blocks * kernels::bfloat16_depth; ++k) {
+            const index_t source = sources[static_cast<std::size_t>(k)];
+            if (source < 0) continue;
+            const index_t begin = row_block * kernels::bfloat16_rows;
+            for (index_t row = begin; row < std::min(begin + kernels::bfloat16_rows, rows); ++row) {
+              const index_t i = source + row * row_step;
               if (weight_.contains(i, level_))
-                values[kernels::bfloat16_packed_at(row, block, k, blocks)] = kernels::to_bfloat16(weight_.value[i]);
+                values[kernels::bfloat16_packed_at(row, k / kernels::bfloat16_depth, k % kernels::bfloat16_depth,
+                                                   blocks)] = kernels::to_bfloat16(weight_.value[i]);
             }
-          });
+          }
       });
     }
   }
