@@ -154,7 +154,7 @@ void record(const Options& options) {
   // A stage takes the batch as a whole, so that there are few enough paths to judge each.
   with_server(options, options.session(true), [&](auto& server) {
     qos::Recording recording;
-    recording.network = options.network;
+    recording.network = options.row_name();
     recording.stages = server.session().stages();
     recording.samples = strata::sample_stages(server.session(), {.runs = options.runs});
     server.session().set_profile(
@@ -396,7 +396,8 @@ int main(int argc, char** argv) {
   simulate_command->add_option("--out", options.out, "state file to write");
   run_command->add_option("--state", options.state, "state file that grows")->capture_default_str();
   run_command->add_option("--policies", options.policies, "all if not given");
-  run_command->add_option("--name", options.name, "what rows call the network, where one is run in several ways");
+  for (auto* command : {record_command, run_command})
+    command->add_option("--name", options.name, "what rows call the network, where one is run in several ways");
   run_command->add_option("--real-time", options.real_time, "SCHED_FIFO priority of the server; 0: none")
       ->check(CLI::Range(0, 99))
       ->capture_default_str();
