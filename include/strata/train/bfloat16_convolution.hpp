@@ -141,7 +141,7 @@ class PairedInputs {
   struct Tap {
     index_t start = 0;
     index_t tap = 0;
-    [[nodiscard]] auto operator<=>(const Tap&) const = default;
+    [[nodiscard]] auto operator<=>(const Tap&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 errs
   };
   struct Block {
     index_t chain = 0;  ///< the first of its taps in `order_`
