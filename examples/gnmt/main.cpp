@@ -466,9 +466,7 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
       ->check(CLI::Range(0, 16))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "of weights, batches and dropout")->capture_default_str();
-  app.add_flag(
-      "--bfloat16", options.bfloat16,
-      "round the operands of large products to bfloat16 while training, where the machine multiplies such numbers");
+  app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
   app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
   app.add_option("--report", options.report, "file for the rows of the table as JSON");
   app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");

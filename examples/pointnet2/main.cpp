@@ -292,9 +292,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
-  app.add_flag(
-      "--bfloat16", options.bfloat16,
-      "round the operands of convolutions to bfloat16 while training, where the machine multiplies such numbers");
+  app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
   app.add_option("--threads", options.threads, "for training and judging")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();

@@ -325,9 +325,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 256))->capture_default_str();
-  app.add_flag(
-      "--bfloat16", options.bfloat16,
-      "round the operands of convolutions to bfloat16 while training, where the machine multiplies such numbers");
+  app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
   app.add_option("--out", options.out, "directory for models and checkpoints")->capture_default_str();
   app.add_option("--report", options.report, "file for the table as JSON");
   app.add_option("--dense-from", options.dense_from,

@@ -24,6 +24,12 @@ namespace examples {
 /// Exit code of a program whose run stopped in time and wants to be resumed.
 inline constexpr int unfinished = 3;
 
+/// What `--bfloat16` does, for the help of a program.
+inline constexpr const char* bfloat16_help =
+    "keep activations of convolutions and round operands of large products as bfloat16 while training, where the "
+    "machine "
+    "multiplies such numbers";
+
 /// Epochs of the dense model that sparse arms start from: `--dense-epochs` as `given`, or, if that is 0, `share` of
 /// all.
 [[nodiscard]] inline double dense_epochs(double given, double epochs, double share) {

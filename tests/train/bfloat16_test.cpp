@@ -14,6 +14,7 @@
 #include <strata/train/training.hpp>
 
 #include "support/catch.hpp"
+#include "support/convolution_cases.hpp"
 
 namespace {
 
@@ -241,48 +242,19 @@ TEST_CASE("products of bfloat16 numbers agree with their scalar twins") {
 }
 
 TEST_CASE("convolutions with bfloat16 operands and with single precision agree where nothing is rounded") {
-  struct Case {
-    Shape shape;
-    index_t out;
-    strata::Pair kernel, stride, padding, dilation;
-  };
-  const Case cases[] = {
-      {{3, 2, 2}, 1, 1, 1, 0, 1},                      // the fewest pixels
-      {{96, 3, 3}, 32, 1, 1, 0, 1},                    // one joined line, of an odd number of pixels
-      {{64, 6, 6}, 64, 1, 2, 0, 1},                    // one tap, a stride
-      {{32, 5, 4}, 16, 1, 2, 0, 1},                    // phases without taps
-      {{16, 4, 20}, 5, 1, 1, 0, 1},                    // lines that are not joined
-      {{16, 9, 9}, 16, 3, 1, 1, 1},                    // taps side by side share a block
-      {{64, 20, 34}, 48, 3, 1, 1, 1},                  // several pieces of a picture
-      {{32, 21, 67}, 16, 3, 2, 1, 1},                  // phases of unequal size
-      {{5, 7, 9}, 33, 5, 3, 3, 1},                     // stride 3, wide borders
-      {{4, 6, 11}, 9, {3, 1}, {1, 2}, {1, 0}, 1},      // one direction only
-      {{2, 9, 9}, 3, 3, 1, 0, 3},                      // dilated without a border
-      {{1, 28, 28}, 8, 3, 2, 1, 1},                    // one channel
-      {{2, 3, 3}, 4, 1, 1, 2, 1},                      // a border around 1x1
-      {{2, 8, 8}, 4, 2, 4, 0, 1},                      // pixels that no tap meets
-      {{3, 4, 4}, 2, {2, 3}, {1, 1}, {0, 2}, {2, 1}},  // all different
-  };
   if (!kernels::has_bfloat16) WARN("no unit for bfloat16 on this machine: single precision twice");
   strata::SerialExecutor executor;
   constexpr index_t pictures = 2 * strata::train::lanes_of<float>;
-  for (const Case& c : cases) {
+  for (const auto& c : test::convolution_cases) {
     INFO("channels " << c.shape.channels << " height " << c.shape.height << " out " << c.out);
     std::mt19937 random(9);
-    Family::Conv2d layer({.in_channels = c.shape.channels,
-                          .out_channels = c.out,
-                          .kernel = c.kernel,
-                          .stride = c.stride,
-                          .padding = c.padding,
-                          .dilation = c.dilation,
-                          .norm = false});
+    Family::Conv2d layer(c.options());
     layer.weight().value = numbers(random, layer.weight().value.size());
     layer.set_levels(2);
     auto& strata = layer.weight().strata;
     strata.resize(static_cast<std::size_t>(layer.weight().value.size()));
     for (auto& stratum : strata) stratum = std::array<std::uint8_t, 3>{0, 1, strata::StratumMap::absent}[random() % 3];
-    const Shape out{c.out, (c.shape.height + 2 * c.padding.h - c.dilation.h * (c.kernel.h - 1) - 1) / c.stride.h + 1,
-                    (c.shape.width + 2 * c.padding.w - c.dilation.w * (c.kernel.w - 1) - 1) / c.stride.w + 1};
+    const Shape out = c.output();
     const Floats x = numbers(random, pictures * c.shape.size());
     const Floats dy = numbers(random, pictures * out.size());
     Family::Context context(executor);

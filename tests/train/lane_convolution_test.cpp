@@ -8,6 +8,7 @@
 #include <strata/train/training.hpp>
 
 #include "support/catch.hpp"
+#include "support/convolution_cases.hpp"
 
 namespace {
 
@@ -67,40 +68,13 @@ double difference(const Array& a, const Array& b) {
 }  // namespace
 
 TEST_CASE("convolutions in lanes and channels last agree") {
-  struct Case {
-    Shape shape;
-    index_t out;
-    strata::Pair kernel, stride, padding, dilation;
-  };
-  const Case cases[] = {
-      {{3, 2, 2}, 1, 1, 1, 0, 1},                      // the fewest pixels
-      {{96, 3, 3}, 32, 1, 1, 0, 1},                    // several parts of the channels
-      {{32, 5, 4}, 16, 1, 2, 0, 1},                    // phases without taps
-      {{16, 4, 20}, 5, 1, 1, 0, 1},                    // lines that are not joined
-      {{32, 20, 70}, 7, 3, 1, 1, 1},                   // several pieces of a picture
-      {{32, 21, 67}, 16, 3, 2, 1, 1},                  // phases of unequal size
-      {{5, 7, 9}, 33, 5, 3, 3, 1},                     // stride 3, wide borders
-      {{4, 6, 11}, 9, {3, 1}, {1, 2}, {1, 0}, 1},      // one direction only
-      {{2, 9, 9}, 3, 3, 1, 0, 3},                      // dilated without a border
-      {{1, 28, 28}, 8, 3, 2, 1, 1},                    // one channel
-      {{2, 3, 3}, 4, 1, 1, 2, 1},                      // a border around 1x1
-      {{2, 8, 8}, 4, 2, 4, 0, 1},                      // pixels that no tap meets
-      {{3, 4, 4}, 2, {2, 3}, {1, 1}, {0, 2}, {2, 1}},  // all different
-  };
   strata::SerialExecutor executor;
-  for (const Case& c : cases)
+  for (const auto& c : test::convolution_cases)
     for (const double density : {0.0, 0.1, 0.4}) {
       std::mt19937 random(9);
-      Family::Conv2d layer({.in_channels = c.shape.channels,
-                            .out_channels = c.out,
-                            .kernel = c.kernel,
-                            .stride = c.stride,
-                            .padding = c.padding,
-                            .dilation = c.dilation,
-                            .norm = false});
+      Family::Conv2d layer(c.options());
       if (density > 0) make_levels(layer, random, density);
-      const Shape out{c.out, (c.shape.height + 2 * c.padding.h - c.dilation.h * (c.kernel.h - 1) - 1) / c.stride.h + 1,
-                      (c.shape.width + 2 * c.padding.w - c.dilation.w * (c.kernel.w - 1) - 1) / c.stride.w + 1};
+      const Shape out = c.output();
       REQUIRE(out.height * out.width >= 4);
       const Array x = numbers(random, lanes * c.shape.size());
       const Array dy = numbers(random, lanes * out.size());

@@ -26,6 +26,8 @@ struct Conv2dOptions {
   bool levelled = true;  ///< false: all weights belong to level 0
 
   [[nodiscard]] index_t columns() const noexcept { return in_channels / groups * kernel.h * kernel.w; }
+  /// Whether every output pixel meets the input pixel in its place only.
+  [[nodiscard]] bool pointwise() const noexcept { return kernel == Pair(1) && stride == Pair(1) && padding == Pair(0); }
   [[nodiscard]] index_t output_height(index_t height) const noexcept {
     return (height + 2 * padding.h - dilation.h * (kernel.h - 1) - 1) / stride.h + 1;
   }

@@ -58,6 +58,16 @@ template <class To, class From>
   }
 }
 
+#if defined(STRATA_BFLOAT16_VECTORS)
+namespace detail {
+
+[[nodiscard]] inline __m512 widened(__m256i numbers) noexcept {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
+}  // namespace detail
+#endif
+
 /// A vector of numbers stored as they are or, for single precision, as bfloat16. Precondition: aligned to the vector's
 /// size in storage.
 template <class Batch, class Stored>
@@ -68,8 +78,7 @@ template <class Batch, class Stored>
   } else {
 #if defined(STRATA_BFLOAT16_VECTORS)
     if constexpr (sizeof(Batch) == sizeof(__m512) && std::is_same_v<Scalar, float>) {
-      const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i*>(from));
-      return Batch(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+      return Batch(detail::widened(_mm256_load_si256(reinterpret_cast<const __m256i*>(from))));
     }
 #endif
     alignas(Batch) std::array<Scalar, Batch::size> numbers;

@@ -25,51 +25,13 @@ namespace detail {
 /// What inputs, arranged for a product, of the lines that are done together may take: half of an L2 cache.
 inline constexpr index_t bfloat16_budget = (index_t{512} << 10U) / static_cast<index_t>(sizeof(kernels::bfloat16));
 
-/// The rectangle of source pixels that lines of a sweep meet, with zeros where there is no picture.
-struct SweepWindow {
-  Shape source;
-  Pair scale = 1;
-  Pair low = 0;
-  Pair reach = 1;  ///< source pixels that the taps of one output pixel span
-  index_t width = 1;
-
-  SweepWindow() = default;
-  SweepWindow(const LaneSweep& sweep, Shape picture)
-      : source(picture), scale(sweep.scale), low(sweep.low), reach(sweep.high.h - sweep.low.h + 1, 0) {
-    reach.w = sweep.high.w - sweep.low.w + 1;
-    width = (sweep.extent.w - 1) * scale.w + reach.w;
-  }
-
-  /// Rows of source pixels for so many lines of output.
-  [[nodiscard]] index_t rows(index_t lines) const noexcept { return (lines - 1) * scale.h + reach.h; }
-  /// The most lines of output, of `extent`, whose rows of `row_size` stay within the budget; about equal pieces.
-  [[nodiscard]] index_t lines_within_budget(index_t extent, index_t row_size) const noexcept {
-    const index_t rows = bfloat16_budget / std::max<index_t>(row_size, 1);
-    const index_t most = std::max<index_t>((rows - reach.h) / scale.h + 1, 1);
-    return extent < 1 ? 1 : ceil_div(extent, ceil_div(extent, most));
-  }
-  /// Calls `f(row, first column, count, first source pixel, or -1 for zeros)` for the pixels of all rows of output
-  /// lines first .. last-1.
-  template <class F>
-  void for_spans(index_t first, index_t last, F&& f) const {
-    const index_t left = std::clamp<index_t>(-low.w, 0, width);
-    const index_t from = std::max<index_t>(low.w, 0);
-    const index_t inside = std::clamp<index_t>(source.width - from, 0, width - left);
-    const auto span = [&](index_t row, index_t column, index_t count, index_t pixel) {
-      if (count > 0) f(row, column, count, pixel);
-    };
-    for (index_t row = 0; row < rows(last - first); ++row) {
-      const index_t y = first * scale.h + low.h + row;
-      if (y < 0 || y >= source.height) {
-        span(row, 0, width, -1);
-        continue;
-      }
-      span(row, 0, left, -1);
-      span(row, left, inside, y * source.width + from);
-      span(row, left + inside, width - left - inside, -1);
-    }
-  }
-};
+/// The most lines of output, of `extent`, whose source rows of `row_size` elements stay within the budget; about equal
+/// pieces.
+[[nodiscard]] inline index_t lines_within_budget(const SweepWindow& window, index_t extent, index_t row_size) noexcept {
+  const index_t rows = bfloat16_budget / std::max<index_t>(row_size, 1);
+  const index_t most = std::max<index_t>((rows - window.reach.h) / window.scale.h + 1, 1);
+  return extent < 1 ? 1 : ceil_div(extent, ceil_div(extent, most));
+}
 
 /// A sweep's inputs as `kernels::bfloat16_product` reads them: all channels of a pixel side by side in pairs, and
 /// blocks of 32 of them that go through taps next to each other.
@@ -79,7 +41,7 @@ class PairedInputs {
       : window_(sweep, source), layout_(layout), channels_(round_up(layout.channels, 2)) {
     pixel_step_ = channels_ * kernels::bfloat16_lanes;
     line_size_ = window_.width * pixel_step_;
-    lines_ = window_.lines_within_budget(sweep.extent.h, line_size_);
+    lines_ = lines_within_budget(window_, sweep.extent.h, line_size_);
     pieces_ = ceil_div(sweep.extent.h, lines_);
     for (std::size_t tap = 0; tap < sweep.taps.size(); ++tap) {
       const Pair shift = sweep.taps[tap].shift;
@@ -170,7 +132,7 @@ class PlanarInputs {
     const index_t scale = window_.scale.w;
     phase_width_ = ceil_div(window_.width, scale) + 1;  // one more, for the second pixel of a last pair
     line_size_ = phase_width_ * scale * kernels::bfloat16_lanes;
-    lines_ = window_.lines_within_budget(sweep.extent.h, line_size_ * round_up(layout.channels, sub_block));
+    lines_ = lines_within_budget(window_, sweep.extent.h, line_size_ * round_up(layout.channels, sub_block));
     pieces_ = ceil_div(sweep.extent.h, lines_);
     // Planes an odd number of cache lines apart, lest all of them fall into the same sets.
     constexpr index_t cache_line = 64 / static_cast<index_t>(sizeof(kernels::bfloat16));
@@ -252,9 +214,9 @@ class Bfloat16Convolution {
         out_(y.lane_layout()),
         in_shape_(x.shape()),
         out_shape_(y.shape()) {
-    const bool pointwise = options.kernel == Pair(1) && options.stride == Pair(1) && options.padding == Pair(0);
     const index_t largest = std::max(in_.channels, out_.channels) * in_.pixels * kernels::bfloat16_lanes;
-    if (pointwise && in_shape_.width < 16 && largest <= bfloat16_budget) {  // one long line instead of short ones
+    if (options.pointwise() && in_shape_.width < 16 &&
+        largest <= bfloat16_budget) {  // one long line instead of short ones
       in_shape_ = {in_.channels, 1, in_.pixels};
       out_shape_ = {out_.channels, 1, out_.pixels};
     }

@@ -67,6 +67,7 @@ struct Bfloat16Sum {
   const index_t* starts = nullptr;
   index_t count = 0;
 
+  [[nodiscard]] index_t a_row_bytes() const noexcept { return a_row_step * static_cast<index_t>(sizeof(bfloat16)); }
   [[nodiscard]] const bfloat16* b_at(index_t i) const noexcept {
     return b + (starts == nullptr ? i * bfloat16_block : starts[i]);
   }
@@ -81,6 +82,7 @@ struct Bfloat16Target {
   index_t rows = bfloat16_rows;
   index_t lanes = bfloat16_lanes;
 
+  [[nodiscard]] index_t row_bytes() const noexcept { return row_step * static_cast<index_t>(sizeof(float)); }
   [[nodiscard]] bool whole() const noexcept { return rows >= bfloat16_rows && lanes >= bfloat16_lanes; }
 };
 
@@ -121,6 +123,18 @@ void with_whole_target(const Bfloat16Target& target, F&& f) noexcept {
   alignas(64) std::array<std::uint16_t, 32> order{};
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 16);
   return _mm512_load_si512(order.data());
+}
+
+/// Transposes the 4x4 pairs of numbers in every quarter of four vectors.
+[[gnu::always_inline]] inline void transpose_quads(const __m512i* rows, __m512i (&quads)[4]) noexcept {
+  const __m512i a = _mm512_unpacklo_epi32(rows[0], rows[1]);
+  const __m512i b = _mm512_unpackhi_epi32(rows[0], rows[1]);
+  const __m512i c = _mm512_unpacklo_epi32(rows[2], rows[3]);
+  const __m512i d = _mm512_unpackhi_epi32(rows[2], rows[3]);
+  quads[0] = _mm512_unpacklo_epi64(a, c);
+  quads[1] = _mm512_unpackhi_epi64(a, c);
+  quads[2] = _mm512_unpacklo_epi64(b, d);
+  quads[3] = _mm512_unpackhi_epi64(b, d);
 }
 
 template <bool add>
@@ -175,47 +189,58 @@ class TileRegisters {
 
 inline constexpr index_t tile_bytes_of_row = 64;
 
-// The instructions take registers by number only, hence macros for what differs in nothing else. Loads are not ordered
-// after stores by the compiler's own header, hence the fences of the functions below.
-#define STRATA_TILE_BEGIN(number, target, add)                                                 \
-  do {                                                                                         \
-    if (add) {                                                                                 \
-      _tile_loadd(number, (target).c, (target).row_step* static_cast<index_t>(sizeof(float))); \
-    } else {                                                                                   \
-      _tile_zero(number);                                                                      \
-    }                                                                                          \
-  } while (false)
-#define STRATA_TILE_END(number, target) \
-  _tile_stored(number, (target).c, (target).row_step* static_cast<index_t>(sizeof(float)))
+// The instructions take registers by number only. Loads are not ordered after stores by GCC's own header, hence the
+// fence.
+
+/// Registers 0 to 3 begin as the targets hold or as zeros.
+template <bool add>
+[[gnu::always_inline]] inline void begin_tiles(const std::array<Bfloat16Target, 4>& targets) noexcept {
+  asm volatile("" ::: "memory");
+  if constexpr (add) {
+    _tile_loadd(0, targets[0].c, targets[0].row_bytes());
+    _tile_loadd(1, targets[1].c, targets[1].row_bytes());
+    _tile_loadd(2, targets[2].c, targets[2].row_bytes());
+    _tile_loadd(3, targets[3].c, targets[3].row_bytes());
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+}
+[[gnu::always_inline]] inline void end_tiles(const std::array<Bfloat16Target, 4>& targets) noexcept {
+  _tile_stored(0, targets[0].c, targets[0].row_bytes());
+  _tile_stored(1, targets[1].c, targets[1].row_bytes());
+  _tile_stored(2, targets[2].c, targets[2].row_bytes());
+  _tile_stored(3, targets[3].c, targets[3].row_bytes());
+}
 
 /// One sum.
 template <bool add>
 void bfloat16_tile(const Bfloat16Sum& sum, const Bfloat16Target& wanted) noexcept {
   with_whole_target<add>(wanted, [&](const Bfloat16Target& target) {
-    const index_t a_bytes = sum.a_row_step * static_cast<index_t>(sizeof(bfloat16));
     asm volatile("" ::: "memory");
-    STRATA_TILE_BEGIN(0, target, add);
+    if constexpr (add) {
+      _tile_loadd(0, target.c, target.row_bytes());
+    } else {
+      _tile_zero(0);
+    }
     for (index_t i = 0; i < sum.count; ++i) {
-      _tile_loadd(4, sum.a + i * sum.a_step, a_bytes);
+      _tile_loadd(4, sum.a + i * sum.a_step, sum.a_row_bytes());
       _tile_loadd(6, sum.b_at(i), tile_bytes_of_row);
       _tile_dpbf16ps(0, 4, 6);
     }
-    STRATA_TILE_END(0, target);
+    _tile_stored(0, target.c, target.row_bytes());
   });
 }
 
-/// Four sums with one a, whose b's are `b_step` elements apart.
-template <bool add>
-void bfloat16_tile_row(const Bfloat16Sum& sum, index_t b_step, const std::array<Bfloat16Target, 4>& targets) noexcept {
-  const index_t a_bytes = sum.a_row_step * static_cast<index_t>(sizeof(bfloat16));
-  asm volatile("" ::: "memory");
-  STRATA_TILE_BEGIN(0, targets[0], add);
-  STRATA_TILE_BEGIN(1, targets[1], add);
-  STRATA_TILE_BEGIN(2, targets[2], add);
-  STRATA_TILE_BEGIN(3, targets[3], add);
+/// Four new sums with one a, whose b's are `b_step` elements apart: pixels of a product.
+inline void bfloat16_tile_row(const Bfloat16Sum& sum, index_t b_step,
+                              const std::array<Bfloat16Target, 4>& targets) noexcept {
+  begin_tiles<false>(targets);
   for (index_t i = 0; i < sum.count; ++i) {
     const bfloat16* const b = sum.b_at(i);
-    _tile_loadd(4, sum.a + i * sum.a_step, a_bytes);
+    _tile_loadd(4, sum.a + i * sum.a_step, sum.a_row_bytes());
     _tile_loadd(5, b, tile_bytes_of_row);
     _tile_dpbf16ps(0, 4, 5);
     _tile_loadd(6, b + b_step, tile_bytes_of_row);
@@ -225,70 +250,47 @@ void bfloat16_tile_row(const Bfloat16Sum& sum, index_t b_step, const std::array<
     _tile_loadd(5, b + 3 * b_step, tile_bytes_of_row);
     _tile_dpbf16ps(3, 4, 5);
   }
-  STRATA_TILE_END(0, targets[0]);
-  STRATA_TILE_END(1, targets[1]);
-  STRATA_TILE_END(2, targets[2]);
-  STRATA_TILE_END(3, targets[3]);
+  end_tiles(targets);
 }
 
-/// Four sums with one b, whose a's begin at `a` .. : taps of a gradient.
-template <bool add>
-void bfloat16_tile_column(const Bfloat16Sum& sum, const std::array<const bfloat16*, 4>& a,
-                          const std::array<Bfloat16Target, 4>& targets) noexcept {
-  const index_t a_bytes = sum.a_row_step * static_cast<index_t>(sizeof(bfloat16));
-  asm volatile("" ::: "memory");
-  STRATA_TILE_BEGIN(0, targets[0], add);
-  STRATA_TILE_BEGIN(1, targets[1], add);
-  STRATA_TILE_BEGIN(2, targets[2], add);
-  STRATA_TILE_BEGIN(3, targets[3], add);
+/// Adds to four sums with one b, whose a's begin at `a`: taps of a gradient.
+inline void bfloat16_tile_column(const Bfloat16Sum& sum, const std::array<const bfloat16*, 4>& a,
+                                 const std::array<Bfloat16Target, 4>& targets) noexcept {
+  begin_tiles<true>(targets);
   for (index_t i = 0; i < sum.count; ++i) {
     const index_t at = i * sum.a_step;
     _tile_loadd(4, sum.b_at(i), tile_bytes_of_row);
-    _tile_loadd(5, a[0] + at, a_bytes);
+    _tile_loadd(5, a[0] + at, sum.a_row_bytes());
     _tile_dpbf16ps(0, 5, 4);
-    _tile_loadd(6, a[1] + at, a_bytes);
+    _tile_loadd(6, a[1] + at, sum.a_row_bytes());
     _tile_dpbf16ps(1, 6, 4);
-    _tile_loadd(7, a[2] + at, a_bytes);
+    _tile_loadd(7, a[2] + at, sum.a_row_bytes());
     _tile_dpbf16ps(2, 7, 4);
-    _tile_loadd(5, a[3] + at, a_bytes);
+    _tile_loadd(5, a[3] + at, sum.a_row_bytes());
     _tile_dpbf16ps(3, 5, 4);
   }
-  STRATA_TILE_END(0, targets[0]);
-  STRATA_TILE_END(1, targets[1]);
-  STRATA_TILE_END(2, targets[2]);
-  STRATA_TILE_END(3, targets[3]);
+  end_tiles(targets);
 }
 
 /// Two a's, the second `a_second` elements behind the first, by two b's `b_step` apart; targets a by a.
 template <bool add>
 void bfloat16_tile_square(const Bfloat16Sum& sum, index_t a_second, index_t b_step,
                           const std::array<Bfloat16Target, 4>& targets) noexcept {
-  const index_t a_bytes = sum.a_row_step * static_cast<index_t>(sizeof(bfloat16));
-  asm volatile("" ::: "memory");
-  STRATA_TILE_BEGIN(0, targets[0], add);
-  STRATA_TILE_BEGIN(1, targets[1], add);
-  STRATA_TILE_BEGIN(2, targets[2], add);
-  STRATA_TILE_BEGIN(3, targets[3], add);
+  begin_tiles<add>(targets);
   for (index_t i = 0; i < sum.count; ++i) {
     const bfloat16* const a = sum.a + i * sum.a_step;
     const bfloat16* const b = sum.b_at(i);
-    _tile_loadd(4, a, a_bytes);
+    _tile_loadd(4, a, sum.a_row_bytes());
     _tile_loadd(6, b, tile_bytes_of_row);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, b + b_step, tile_bytes_of_row);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, a + a_second, a_bytes);
+    _tile_loadd(5, a + a_second, sum.a_row_bytes());
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  STRATA_TILE_END(0, targets[0]);
-  STRATA_TILE_END(1, targets[1]);
-  STRATA_TILE_END(2, targets[2]);
-  STRATA_TILE_END(3, targets[3]);
+  end_tiles(targets);
 }
-
-#undef STRATA_TILE_BEGIN
-#undef STRATA_TILE_END
 
 #endif
 
@@ -350,7 +352,7 @@ void store_rows(const float* sums, index_t rows, bfloat16* target) noexcept {
       if constexpr (add) {
         __m256i before;
         std::memcpy(&before, target + at * bfloat16_lanes, sizeof before);
-        result = _mm512_add_ps(result, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(before), 16)));
+        result = _mm512_add_ps(result, widened(before));
       }
       return result;
     };
@@ -402,7 +404,7 @@ void bfloat16_product(const Bfloat16Input& input, const bfloat16* weights,
         }
         for (; !two && x + 4 <= output.pixels; x += 4) {
           at(x);
-          detail::bfloat16_tile_row<false>(sum, input.pixel_step, targets);
+          detail::bfloat16_tile_row(sum, input.pixel_step, targets);
           for (std::size_t i = 0; i < 4; ++i) store(i, row, y, x + static_cast<index_t>(i));
         }
       }
@@ -456,8 +458,8 @@ void bfloat16_weight_gradient(const Bfloat16Planes& input, const bfloat16* dy, i
 #if defined(STRATA_BFLOAT16_TILES)
     if constexpr (unit == Bfloat16Unit::tiles)
       for (; tap + 4 <= input.taps && target(tap).whole(); tap += 4)
-        detail::bfloat16_tile_column<true>(sum, {a(tap), a(tap + 1), a(tap + 2), a(tap + 3)},
-                                           {target(tap), target(tap + 1), target(tap + 2), target(tap + 3)});
+        detail::bfloat16_tile_column(sum, {a(tap), a(tap + 1), a(tap + 2), a(tap + 3)},
+                                     {target(tap), target(tap + 1), target(tap + 2), target(tap + 3)});
 #endif
     for (; tap < input.taps; ++tap) {
       sum.a = a(tap);
@@ -554,24 +556,15 @@ void to_picture_pairs(const bfloat16* source, index_t pixel_step, index_t pixels
 #pragma GCC unroll 8
       for (std::size_t c = 0; c < 8; ++c)
         v[c] = _mm512_inserti64x4(_mm512_castsi256_si512(channel(c)), channel(c + 8), 1);
-      __m512i quads[8];  // [pair of pictures within 4][channels 0-3, 4-7]
-#pragma GCC unroll 2
-      for (std::size_t half = 0; half < 2; ++half) {
-        const __m512i a = _mm512_unpacklo_epi32(v[4 * half], v[4 * half + 1]);
-        const __m512i b = _mm512_unpackhi_epi32(v[4 * half], v[4 * half + 1]);
-        const __m512i c = _mm512_unpacklo_epi32(v[4 * half + 2], v[4 * half + 3]);
-        const __m512i d = _mm512_unpackhi_epi32(v[4 * half + 2], v[4 * half + 3]);
-        quads[half] = _mm512_unpacklo_epi64(a, c);
-        quads[2 + half] = _mm512_unpackhi_epi64(a, c);
-        quads[4 + half] = _mm512_unpacklo_epi64(b, d);
-        quads[6 + half] = _mm512_unpackhi_epi64(b, d);
-      }
+      __m512i front[4];  // of channels 0-3 and 8-11
+      __m512i back[4];   // of channels 4-7 and 12-15
+      detail::transpose_quads(v, front);
+      detail::transpose_quads(v + 4, back);
 #pragma GCC unroll 4
       for (std::size_t pair = 0; pair < 4; ++pair) {
         const auto at = static_cast<index_t>(pair) * 2 * bfloat16_rows;
-        _mm512_storeu_si512(target + at, _mm512_permutex2var_epi64(quads[2 * pair], low, quads[2 * pair + 1]));
-        _mm512_storeu_si512(target + at + size / 2,
-                            _mm512_permutex2var_epi64(quads[2 * pair], high, quads[2 * pair + 1]));
+        _mm512_storeu_si512(target + at, _mm512_permutex2var_epi64(front[pair], low, back[pair]));
+        _mm512_storeu_si512(target + at + size / 2, _mm512_permutex2var_epi64(front[pair], high, back[pair]));
       }
     }
     return;
@@ -635,27 +628,18 @@ void transpose_block(bfloat16* block) noexcept {
 #if defined(STRATA_BFLOAT16_VECTORS)
   if constexpr (unit != Bfloat16Unit::scalar) {
     __m512i rows[16];
-    __m512i quads[16];
+    __m512i quads[4][4];
 #pragma GCC unroll 16
     for (std::size_t i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(block + static_cast<index_t>(i) * 32);
       // 4x4 pairs within each quarter of four rows, then the quarters.
 #pragma GCC unroll 4
-    for (std::size_t i = 0; i < 16; i += 4) {
-      const __m512i a = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-      const __m512i b = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-      const __m512i c = _mm512_unpacklo_epi32(rows[i + 2], rows[i + 3]);
-      const __m512i d = _mm512_unpackhi_epi32(rows[i + 2], rows[i + 3]);
-      quads[i] = _mm512_unpacklo_epi64(a, c);
-      quads[i + 1] = _mm512_unpackhi_epi64(a, c);
-      quads[i + 2] = _mm512_unpacklo_epi64(b, d);
-      quads[i + 3] = _mm512_unpackhi_epi64(b, d);
-    }
+    for (std::size_t i = 0; i < 4; ++i) detail::transpose_quads(rows + 4 * i, quads[i]);
 #pragma GCC unroll 4
     for (std::size_t i = 0; i < 4; ++i) {
-      const __m512i even_top = _mm512_shuffle_i32x4(quads[i], quads[i + 4], 0x88);
-      const __m512i odd_top = _mm512_shuffle_i32x4(quads[i], quads[i + 4], 0xDD);
-      const __m512i even_bottom = _mm512_shuffle_i32x4(quads[i + 8], quads[i + 12], 0x88);
-      const __m512i odd_bottom = _mm512_shuffle_i32x4(quads[i + 8], quads[i + 12], 0xDD);
+      const __m512i even_top = _mm512_shuffle_i32x4(quads[0][i], quads[1][i], 0x88);
+      const __m512i odd_top = _mm512_shuffle_i32x4(quads[0][i], quads[1][i], 0xDD);
+      const __m512i even_bottom = _mm512_shuffle_i32x4(quads[2][i], quads[3][i], 0x88);
+      const __m512i odd_bottom = _mm512_shuffle_i32x4(quads[2][i], quads[3][i], 0xDD);
       bfloat16* const to = block + static_cast<index_t>(i) * 32;
       _mm512_storeu_si512(to, _mm512_shuffle_i32x4(even_top, even_bottom, 0x88));
       _mm512_storeu_si512(to + 4 * 32, _mm512_shuffle_i32x4(odd_top, odd_bottom, 0x88));

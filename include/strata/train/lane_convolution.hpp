@@ -90,6 +90,46 @@ struct LaneSweep {
   return sweeps;
 }
 
+/// The rectangle of source pixels that lines of a sweep meet, with zeros where there is no picture.
+struct SweepWindow {
+  Shape source;
+  Pair scale = 1;
+  Pair low = 0;
+  Pair reach = 1;  ///< source pixels that the taps of one output pixel span
+  index_t width = 1;
+
+  SweepWindow() = default;
+  SweepWindow(const LaneSweep& sweep, Shape picture)
+      : source(picture), scale(sweep.scale), low(sweep.low), reach(sweep.high.h - sweep.low.h + 1, 0) {
+    reach.w = sweep.high.w - sweep.low.w + 1;
+    width = (sweep.extent.w - 1) * scale.w + reach.w;
+  }
+
+  /// Rows of source pixels for so many lines of output.
+  [[nodiscard]] index_t rows(index_t lines) const noexcept { return (lines - 1) * scale.h + reach.h; }
+  /// Calls `f(row, first column, count, first source pixel, or -1 for zeros)` for the pixels of all rows of output
+  /// lines first .. last-1.
+  template <class F>
+  void for_spans(index_t first, index_t last, F&& f) const {
+    const index_t left = std::clamp<index_t>(-low.w, 0, width);
+    const index_t from = std::max<index_t>(low.w, 0);
+    const index_t inside = std::clamp<index_t>(source.width - from, 0, width - left);
+    const auto span = [&](index_t row, index_t column, index_t count, index_t pixel) {
+      if (count > 0) f(row, column, count, pixel);
+    };
+    for (index_t row = 0; row < rows(last - first); ++row) {
+      const index_t y = first * scale.h + low.h + row;
+      if (y < 0 || y >= source.height) {
+        span(row, 0, width, -1);
+        continue;
+      }
+      span(row, 0, left, -1);
+      span(row, left, inside, y * source.width + from);
+      span(row, left + inside, width - left - inside, -1);
+    }
+  }
+};
+
 /// Where a sweep finds its inputs, a few blocks of the source's channels at a time: in the source itself, or, where
 /// taps reach beyond the picture, in a panel of some lines with zeros around them.
 class LaneWindow {
@@ -101,18 +141,18 @@ class LaneWindow {
   /// `blocks` of the source at a time; `waiting`: output channels that are read and written again for every one.
   LaneWindow(const LaneSweep& sweep, Shape source, const LaneLayout& layout, index_t blocks, index_t waiting,
              index_t element_bytes)
-      : sweep_(sweep), source_(source), layout_(layout), blocks_(std::min(blocks, layout.blocks())) {
+      : sweep_(sweep), window_(sweep, source), layout_(layout), blocks_(std::min(blocks, layout.blocks())) {
     const index_t last_y = (sweep.extent.h - 1) * sweep.scale.h + sweep.high.h;
     const index_t last_x = (sweep.extent.w - 1) * sweep.scale.w + sweep.high.w;
     direct_ = sweep.low.h >= 0 && sweep.low.w >= 0 && last_y < source.height && last_x < source.width;
-    width_ = direct_ ? source.width : last_x - sweep.low.w + 1;
+    width_ = direct_ ? source.width : window_.width;
     pixel_ = layout.block * layout.lanes;
-    const index_t reach = sweep.high.h - sweep.low.h + 1;
+    const index_t reach = window_.reach.h;
     const index_t row = width_ * blocks_ * pixel_ * element_bytes;
     const index_t line = sweep.scale.h * row + sweep.extent.w * waiting * layout.lanes * element_bytes;
     const index_t most = std::max<index_t>((budget_bytes - (reach - sweep.scale.h) * row) / line, 1);
     lines_ = std::max<index_t>(ceil_div(sweep.extent.h, ceil_div(sweep.extent.h, most)), 1);
-    rows_ = direct_ ? source.height : (lines_ - 1) * sweep.scale.h + reach;
+    rows_ = direct_ ? source.height : window_.rows(lines_);
     block_step_ = rows_ * width_ * pixel_;
     const Pair origin = direct_ ? Pair(0) : sweep.low;
     for (index_t block = 0; block < blocks_; ++block)
@@ -138,31 +178,22 @@ class LaneWindow {
                                      Scalar* panel) const noexcept {
     source += group * layout_.group_step() + pass * blocks_ * layout_.block_step();
     if (direct_) return source + first * line_step();
-    const index_t top = first * sweep_.scale.h + sweep_.low.h;
-    const index_t rows = (last - first - 1) * sweep_.scale.h + sweep_.high.h - sweep_.low.h + 1;
-    const index_t left = std::clamp<index_t>(-sweep_.low.w, 0, width_);  // columns of zeros, then of the picture
-    const index_t from = std::max<index_t>(sweep_.low.w, 0);
-    const index_t inside = std::clamp<index_t>(source_.width - from, 0, width_ - left);
     const index_t blocks = std::min(blocks_, layout_.blocks() - pass * blocks_);
     for (index_t block = 0; block < blocks; ++block)
-      for (index_t row = 0; row < rows; ++row) {
-        Scalar* const to = panel + block * block_step_ + row * width_ * pixel_;
-        const index_t y = top + row;
-        if (y < 0 || y >= source_.height) {
-          std::fill_n(to, width_ * pixel_, Scalar{0});
-          continue;
+      window_.for_spans(first, last, [&](index_t row, index_t column, index_t count, index_t pixel) {
+        Scalar* const to = panel + block * block_step_ + (row * width_ + column) * pixel_;
+        if (pixel < 0) {
+          std::fill_n(to, count * pixel_, Scalar{0});
+        } else {
+          std::copy_n(source + block * layout_.block_step() + pixel * pixel_, count * pixel_, to);
         }
-        std::fill_n(to, left * pixel_, Scalar{0});
-        std::copy_n(source + block * layout_.block_step() + (y * source_.width + from) * pixel_, inside * pixel_,
-                    to + left * pixel_);
-        std::fill_n(to + (left + inside) * pixel_, (width_ - left - inside) * pixel_, Scalar{0});
-      }
+      });
     return panel;
   }
 
  private:
   const LaneSweep& sweep_;
-  Shape source_;
+  SweepWindow window_;
   LaneLayout layout_;
   index_t blocks_ = 1;
   bool direct_ = false;
@@ -220,8 +251,7 @@ class LaneConvolution {
         out_(y.lane_layout()) {
     Shape in = x.shape();
     Shape out = y.shape();
-    const bool pointwise = options.kernel == Pair(1) && options.stride == Pair(1) && options.padding == Pair(0);
-    if (pointwise && in.width < 16 && in.width * in.height <= 256) {  // one long line instead of short ones
+    if (options.pointwise() && in.width < 16 && in.width * in.height <= 256) {  // one long line instead of short ones
       in = {in.channels, 1, in.width * in.height};
       out = {out.channels, 1, out.width * out.height};
     }

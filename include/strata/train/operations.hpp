@@ -154,7 +154,7 @@ template <class Scalar>
   const index_t group_in = options.in_channels / options.groups;
   const index_t group_out = options.out_channels / options.groups;
   const index_t columns = options.columns();
-  const bool pointwise = options.kernel == Pair(1) && options.stride == Pair(1) && options.padding == Pair(0);
+  const bool pointwise = options.pointwise();
   const index_t pictures = out_pixels >= 256 ? 1 : ceil_div(256, out_pixels);  // enough columns for a good product
   auto packed = std::make_shared<std::vector<Matrix>>(static_cast<std::size_t>(options.groups));
   for (index_t g = 0; g < options.groups; ++g)
