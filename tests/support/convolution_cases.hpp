@@ -1,5 +1,5 @@
-// Convolutions with every arrangement of borders, strides, blocks of channels and pieces of pictures, small enough to be
-// computed several times.
+// Convolutions with every arrangement of borders, strides, blocks of channels and pieces of pictures, small enough to
+// be computed several times.
 #pragma once
 
 #include <strata/layers/options.hpp>
