@@ -64,6 +64,7 @@ struct Options {
   double confidence = strata::RouterOptions{}.confidence;
   double margin = strata::RouterOptions{}.margin;
   double reserve_ms = 0;
+  double patience_ms = static_cast<double>(strata::RouterOptions{}.patience.count()) / 1e6;
   std::string estimator = "exponential";
 
   [[nodiscard]] strata::RouterOptions router() const {
@@ -71,6 +72,7 @@ struct Options {
     result.confidence = confidence;
     result.margin = margin;
     result.reserve = Duration(static_cast<std::int64_t>(reserve_ms * 1e6));
+    result.patience = Duration(static_cast<std::int64_t>(patience_ms * 1e6));
     result.slow_down.estimator = estimator == "kalman" ? strata::Estimator::kalman : strata::Estimator::exponential;
     return result;
   }
@@ -269,6 +271,8 @@ void run(const Options& options) {
                               {"confidence", options.confidence},
                               {"margin", options.margin},
                               {"reserve_ms", options.reserve_ms},
+                              {"patience_ms", options.patience_ms},
+                              {"patience_reserve_ms", static_cast<double>(routing.patience_reserve.count()) / 1e6},
                               {"quiet", options.quiet},
                               {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
                               {"profile_pause_ms", static_cast<double>(profiling.pause.count()) / 1e6},
@@ -388,6 +392,9 @@ int main(int argc, char** argv) {
     command->add_option("--confidence", options.confidence, "of predictions")->capture_default_str();
     command->add_option("--margin", options.margin, "share of the limit kept free")->capture_default_str();
     command->add_option("--reserve", options.reserve_ms, "milliseconds kept free")->capture_default_str();
+    command
+        ->add_option("--patience", options.patience_ms, "milliseconds that a run goes on at its level, late as it is")
+        ->capture_default_str();
     command->add_option("--estimator", options.estimator, "of the slow-down")
         ->check(CLI::IsMember({"exponential", "kalman"}))
         ->capture_default_str();

@@ -37,8 +37,8 @@ std::vector<int> path_of(const Router& router) {
   return levels;
 }
 
-/// Every stage counts in full, however short: those of these tests take a few microseconds.
-const strata::RouterOptions no_slice{.slice = Duration::zero()};
+/// Every stage counts in full, however short, and no lateness is waited out: stages of these tests take microseconds.
+const strata::RouterOptions no_slice{.slice = Duration::zero(), .patience = Duration::zero()};
 
 const TimePoint zero{Duration(5'000'000)};
 const std::vector<std::vector<double>> undisturbed(4, {1000, 2000, 4000});
@@ -116,6 +116,39 @@ TEST_CASE("a run that gets late drops, and comes up again only if asked to") {
       CHECK(path_of(late).front() == path_of(late).back());
     }
   }
+}
+
+TEST_CASE("a single delay is waited out as long as the lowest level stays safe") {
+  strata::RouterOptions options = no_slice;
+  options.patience = Duration(5000);
+  options.patience_reserve = Duration(3000);
+  const auto profile = flat_profile(6, {1000, 2000, 4000});
+  std::vector<std::vector<double>> delayed(6, {1000, 2000, 4000});
+  delayed[1] = {7000, 8000, 10000};
+  strata::Reroute policy;
+  {  // Behind the delay the run would miss 40 us at its slow-down, but the next stage is as fast as ever.
+    Router hasty(profile, no_slice);
+    request(hasty, policy, zero, Duration(40000), zero, delayed, Level{2});
+    CHECK(path_of(hasty) == std::vector<int>{2, 2, 1, 1, 1, 1});
+    Router patient(profile, options);
+    CHECK(request(patient, policy, zero, Duration(40000), zero, delayed, Level{2}) == Duration(30000));
+    CHECK(path_of(patient) == std::vector<int>(6, 2));
+    // One that goes on to be slow is given up once the patience is over.
+    delayed[2] = delayed[3] = delayed[1];
+    request(patient, policy, zero, Duration(40000), zero, delayed, Level{2});
+    CHECK(path_of(patient) == std::vector<int>{2, 2, 2, 0, 0, 0});
+    // The next request begins with nothing of it but the slow-down.
+    patient.reset();
+    delayed.assign(6, {1000, 2000, 4000});
+    request(patient, policy, zero, Duration(40000), zero, delayed, Level{2});
+    CHECK(path_of(patient) == std::vector<int>(6, 2));
+  }
+  // No waiting where the lowest level has nothing to spare.
+  options.patience_reserve = Duration(20000);
+  Router careful(profile, options);
+  delayed[1] = {7000, 8000, 10000};
+  request(careful, policy, zero, Duration(40000), zero, delayed, Level{2});
+  CHECK(path_of(careful) == std::vector<int>{2, 2, 1, 1, 1, 1});
 }
 
 TEST_CASE("without disturbance every policy but the static and random ones keeps the fullest level at 1.5 x its time") {
@@ -337,6 +370,8 @@ TEST_CASE("profiles that are not whole and options out of range are refused") {
   CHECK_THROWS_AS(Router(good, {.margin = 1}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.reserve = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slice = Duration(-1)}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.patience = Duration(-1)}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.patience_reserve = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.gain = 0}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.process_noise = 0}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.adaptation = 2}}), strata::Error);

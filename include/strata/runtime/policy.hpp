@@ -23,13 +23,13 @@ struct ChooseAtStart {
   }
 };
 
-/// Starts at the highest level and drops at the first stage boundary where it is predicted to be late. A deadline that
-/// has passed before the start runs the lowest.
+/// Starts at the highest level and drops where it is predicted to be late and the options' patience is at its end. A
+/// deadline that has passed before the start runs the lowest.
 struct Reroute {
   bool up = false;  ///< whether a level may be raised again
 
   Level operator()(const RoutePoint& point) const noexcept {
-    if (!point.start()) return point.highest_meeting(up ? point.highest() : point.level());
+    if (!point.start()) return point.highest_in_time(up ? point.highest() : point.level());
     const bool expired = point.limit() <= Duration::zero() || point.elapsed() >= point.limit();
     return expired && point.limit() != Duration::max() ? Level{0} : point.highest();
   }
@@ -40,7 +40,8 @@ struct ChooseAndReroute {
   bool up = false;  ///< whether a level may be raised again
 
   Level operator()(const RoutePoint& point) const noexcept {
-    return point.highest_meeting(up || point.start() ? point.highest() : point.level());
+    if (point.start()) return point.highest_meeting(point.highest());
+    return point.highest_in_time(up ? point.highest() : point.level());
   }
 };
 

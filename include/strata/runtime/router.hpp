@@ -28,6 +28,11 @@ struct RouterOptions {
   /// Work that has the slow-down's full `gain`, if an average stage is shorter: what disturbs comes in slices of about
   /// a millisecond and more, and the time of a stage of 0.1 ms says more about jitter than about the rest of the run.
   Duration slice = std::chrono::milliseconds(1);
+  /// A run that is predicted to be late goes on at its level for so long, as a single delay is often over when it is
+  /// seen; but only while the lowest level would still be in time with `patience_reserve` to spare: two time slices of
+  /// the scheduler. Zero: it drops at once.
+  Duration patience = std::chrono::milliseconds(2);
+  Duration patience_reserve = std::chrono::milliseconds(6);
   SlowDownOptions slow_down{};
 };
 
@@ -36,8 +41,15 @@ class Router;
 /// What a policy decides from: a stage is about to begin.
 class RoutePoint {
  public:
-  RoutePoint(const Router& router, int step, Level level, Level highest, Duration elapsed, Duration limit) noexcept
-      : router_(router), step_(step), level_(level), highest_(highest), elapsed_(elapsed), limit_(limit) {}
+  RoutePoint(const Router& router, int step, Level level, Level highest, Duration elapsed, Duration limit,
+             Duration late_for = Duration::zero()) noexcept
+      : router_(router),
+        step_(step),
+        level_(level),
+        highest_(highest),
+        elapsed_(elapsed),
+        limit_(limit),
+        late_for_(late_for) {}
 
   [[nodiscard]] bool start() const noexcept { return step_ == 0; }   ///< of the run
   [[nodiscard]] int stage() const noexcept;                          ///< of the network, about to begin
@@ -49,15 +61,25 @@ class RoutePoint {
   [[nodiscard]] Duration elapsed() const noexcept { return elapsed_; }  ///< since arrival
   [[nodiscard]] Duration limit() const noexcept { return limit_; }      ///< since arrival, as the request came with it
 
+  /// For how long this run has been predicted to miss the limit at `level()`; zero where it first is, and if it is not.
+  [[nodiscard]] Duration late_for() const noexcept { return late_for_; }
+
   /// When the run will finish, since arrival, if all stages from here on run at `level`: at the options' confidence.
   [[nodiscard]] Duration predicted_finish(Level level) const noexcept;
   /// Whether that keeps the limit less margin and reserve.
   [[nodiscard]] bool meets(Level level) const noexcept;
+  /// Whether the options' patience allows `level()` for the stage that is about to begin, late as it is.
+  [[nodiscard]] bool may_wait() const noexcept;
   /// The highest level up to `cap` that meets the limit, otherwise the lowest.
   [[nodiscard]] Level highest_meeting(Level cap) const noexcept {
     for (Level level = cap; level.index > 0; --level.index)
       if (meets(level)) return level;
     return {0};
+  }
+  /// The same, but does not drop below `level()` while it may wait: for all but the start of a run.
+  [[nodiscard]] Level highest_in_time(Level cap) const noexcept {
+    const Level level = highest_meeting(cap);
+    return level < level_ && may_wait() ? level_ : level;
   }
 
  private:
@@ -67,6 +89,7 @@ class RoutePoint {
   Level highest_;
   Duration elapsed_;
   Duration limit_;
+  Duration late_for_;
 };
 
 /// Chooses the level of the stage that is about to begin; what is outside 0 .. `point.highest()` is cut to it. Called
@@ -96,6 +119,10 @@ class Router {
     require(options.margin >= 0 && options.margin < 1, "margin", "0 or more and below 1", options.margin);
     require(options.reserve >= Duration::zero(), "reserve", "0 or more", static_cast<double>(options.reserve.count()));
     require(options.slice >= Duration::zero(), "slice", "0 or more", static_cast<double>(options.slice.count()));
+    require(options.patience >= Duration::zero(), "patience", "0 or more",
+            static_cast<double>(options.patience.count()));
+    require(options.patience_reserve >= Duration::zero(), "patience_reserve", "0 or more",
+            static_cast<double>(options.patience_reserve.count()));
     require(slow.gain > 0 && slow.gain <= 1, "slow_down.gain", "above 0, at most 1", slow.gain);
     require(slow.process_noise > 0, "slow_down.process_noise", "above 0", slow.process_noise);
     require(slow.adaptation >= 0 && slow.adaptation <= 1, "slow_down.adaptation", "0 to 1", slow.adaptation);
@@ -145,6 +172,7 @@ class Router {
     next_stage_ = 0;
     last_ = now;
     observed_ = {};
+    late_since_ = never_late;
     late_at_start_ = expired(elapsed());
     const RoutePoint point = make_point(highest);
     const Level level = choose(policy, point);
@@ -158,7 +186,14 @@ class Router {
     const Level level = path_[static_cast<std::size_t>(next_stage_ - 1)];
     observe(now);
     if (next_stage_ >= stages_) return level;
-    return choose(policy, make_point(level));
+    if (keeps(static_cast<double>(elapsed().count()) + predicted_rest(next_stage_, level), limit_)) {
+      late_since_ = never_late;
+    } else if (late_since_ == never_late) {
+      late_since_ = elapsed();
+    }
+    const Level chosen = choose(policy, make_point(level));
+    if (chosen != level) late_since_ = never_late;
+    return chosen;
   }
 
   /// The last stage has ended: the time since arrival.
@@ -184,6 +219,11 @@ class Router {
     const double spread = slow_down_.mean() * entry.spread;
     const double drift = normal_quantile_ * slow_down_.deviation() * entry.rest;
     return slow_down_.mean() * entry.rest + std::sqrt(spread * spread + drift * drift);
+  }
+  /// The same if stage `stage` runs at `level` and all behind it at the lowest.
+  [[nodiscard]] double predicted_drop(int stage, Level level) const noexcept {
+    const double next = slow_down_.mean() * at(stage, level).stage;
+    return stage + 1 < stages_ ? next + predicted_rest(stage + 1, Level{0}) : next;
   }
 
   /// Whether `finish` nanoseconds after arrival keep `limit` less margin and reserve.
@@ -212,7 +252,9 @@ class Router {
     return limit_ != Duration::max() && (limit_ <= Duration::zero() || elapsed >= limit_);
   }
   [[nodiscard]] RoutePoint make_point(Level level) const noexcept {
-    return {*this, next_stage_, level, highest_, elapsed(), limit_};
+    const Duration late_for =
+        late_since_ != never_late ? detail::saturated_difference(elapsed(), late_since_) : Duration::zero();
+    return {*this, next_stage_, level, highest_, elapsed(), limit_, late_for};
   }
 
   template <RoutingPolicy Policy>
@@ -281,6 +323,9 @@ class Router {
   TimePoint last_{};  ///< the latest time known
   Duration limit_ = Duration::max();
   Level highest_;
+  static constexpr Duration never_late = Duration::max();
+  Duration late_since_ =
+      never_late;  ///< time since arrival from which on staying at the level was predicted to be late
   Duration first_prediction_{};
   Duration last_prediction_{};
   bool late_at_start_ = false;
@@ -309,6 +354,14 @@ inline Duration RoutePoint::predicted_finish(Level level) const noexcept {
 
 inline bool RoutePoint::meets(Level level) const noexcept {
   return router_.keeps(static_cast<double>(elapsed_.count()) + router_.predicted_rest(step_, level), limit_);
+}
+
+inline bool RoutePoint::may_wait() const noexcept {
+  const RouterOptions& options = router_.options();
+  return late_for_ < options.patience &&
+         router_.keeps(static_cast<double>(elapsed_.count()) + static_cast<double>(options.patience_reserve.count()) +
+                           router_.predicted_drop(step_, level_),
+                       limit_);
 }
 
 }  // namespace strata
