@@ -202,7 +202,7 @@ void time_training(int threads, int steps, bool times_only) {
   for (int step = 0; step < steps; ++step) {
     context.step = static_cast<std::uint64_t>(step);
     const auto start = Clock::now();
-    train::clear_gradients(parameters);
+    train::clear_gradients(context, parameters);
     context.begin(Level{0});
     const auto logits = task.run(network, context);
     (void)task.loss(logits, {}, 0, 1, 1);
@@ -210,7 +210,7 @@ void time_training(int threads, int steps, bool times_only) {
     context.backward();
     const double after_backward = since(start);
     (void)train::clip_gradients(context, parameters, 5.0);
-    optimiser.step(1e-3);
+    optimiser.step(context, 1e-3);
     const double whole = since(start);
     forward.push_back(1e3 * after_loss);
     backward.push_back(1e3 * (after_backward - after_loss));

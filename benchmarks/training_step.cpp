@@ -78,14 +78,14 @@ void run(Network network, const Options& options) {
   std::vector<double> whole, forward, backward, rest;
   for (int step = 0; step < options.steps; ++step) {
     const auto start = Clock::now();
-    train::clear_gradients(parameters);
+    train::clear_gradients(context, parameters);
     context.begin(Level{0});
     const auto logits = network(context, train::input_tensor(context, pictures.data(), options.batch, shape));
     train::cross_entropy(logits, labels);
     forward.push_back(since(start));
     context.backward();
     backward.push_back(since(start) - forward.back());
-    optimiser.step(0.01);
+    optimiser.step(context, 0.01);
     whole.push_back(since(start));
     rest.push_back(whole.back() - forward.back() - backward.back());
   }

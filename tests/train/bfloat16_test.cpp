@@ -3,8 +3,11 @@
 // as they are.
 #include <array>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <Eigen/Core>
@@ -175,6 +178,49 @@ void check_matrix_product(std::mt19937& random, index_t m, index_t n, index_t k)
     train::add_product<float>(context, 0, transposed, a_view, b_view, train::view(expected.data(), m, n, m + 3));
     CHECK((found == expected).all());
   }
+}
+
+/// The same with both factors put in blocks before, the first by two pieces of vectors, the second by two of sums.
+void check_blocked_product(std::mt19937& random, index_t m, index_t n, index_t k) {
+  INFO("blocked: m " << m << " n " << n << " k " << k);
+  namespace train = strata::train::detail;
+  using train::Factor;
+  strata::SerialExecutor executor;
+  strata::train::Context<float> context(executor);
+  CHECK(train::blocked_factor(context, Factor::first, m, k).empty());  // nobody asked for bfloat16
+  context.bfloat16 = true;
+  const Floats a = numbers(random, m * k);
+  const Floats b = numbers(random, n * k);
+  auto a_blocks = train::blocked_factor(context, Factor::first, m, k);
+  auto b_blocks = train::blocked_factor(context, Factor::second, n, k);
+  REQUIRE(a_blocks.empty() != kernels::has_bfloat16);
+  const index_t m1 = m / 2 / 16 * 16;
+  const index_t k1 = k / 2 / 32 * 32;
+  // The vectors of a are rows of m x k, those of b columns of k x n.
+  a_blocks.set<float>(train::view(a.data(), m1, k, m), true, 0, 0);
+  a_blocks.set<float>(train::view(a.data() + m1, m - m1, k, m), true, m1, 0);
+  b_blocks.set<float>(train::view(b.data(), k1, n, k), false, 0, 0);
+  b_blocks.set<float>(train::view(b.data() + k1, k - k1, n, k), false, 0, k1);
+  const auto a_view = train::view(a.data(), m, k, m);
+  const auto b_view = train::view(b.data(), k, n, k);
+  const Floats before = numbers(random, m * n);
+  Floats expected = before;
+  train::add_product<float>(a_view, b_view, train::view(expected.data(), m, n, m));
+  const auto none = train::Transposed::none;
+  for (const auto& [first, second] : {std::pair(a_blocks.blocks(), b_blocks.blocks()),
+                                      std::pair(a_blocks.blocks(), decltype(b_blocks.blocks()){nullptr}),
+                                      std::pair(decltype(a_blocks.blocks()){nullptr}, b_blocks.blocks())}) {
+    Floats found = before;
+    train::add_product<float>(context, 0, none, a_view, b_view, train::view(found.data(), m, n, m), first, second);
+    CHECK((found == expected).all());
+  }
+  // The second half of the rows.
+  Floats found = before;
+  train::add_product<float>(context, 0, none, train::view(a.data() + m1, m - m1, k, m), b_view,
+                            train::view(found.data() + m1, m - m1, n, m), a_blocks.blocks(m1), nullptr);
+  for (index_t row = 0; row < m; ++row)
+    for (index_t column = 0; column < n; ++column)
+      CHECK(found[column * m + row] == (row < m1 ? before : expected)[column * m + row]);
 }
 
 using Family = strata::train::Training<float>;
@@ -419,4 +465,71 @@ TEST_CASE("convolutions with bfloat16 operands give the same bits on any number 
     results[threads - 1] = {result.y, result.dx, result.dw};
   }
   for (std::size_t i = 0; i < results[0].size(); ++i) CHECK((results[0][i] == results[1][i]).all());
+}
+
+TEST_CASE("factors in blocks that several products share give what the products themselves arrange") {
+  std::mt19937 random(5);
+  for (const index_t m : {1, 31, 48, 70})
+    for (const index_t n : {3, 16, 33})
+      for (const index_t k : {7, 64, 100}) check_blocked_product(random, m, n, k);
+}
+
+TEST_CASE("an LSTM with bfloat16 stays close to single precision, the same on any number of threads") {
+  strata::ThreadPool threads(3);
+  strata::SerialExecutor serial;
+  const index_t steps = 5;
+  for (const index_t units : {256, 72})  // with and without factors shared by all steps
+    for (const index_t batch : {19, 3}) {
+      INFO("units " << units << " batch " << batch);
+      std::mt19937 random(6);
+      std::uniform_real_distribution<float> uniform(-1, 1);
+      Family::Lstm layer({.in_features = 40, .hidden_features = units, .bidirectional = true});
+      layer.initialise(3);
+      std::vector<std::int32_t> lengths;
+      for (index_t b = 0; b < batch; ++b) lengths.push_back(static_cast<std::int32_t>(1 + b % steps));
+      const strata::SequenceShape shape{steps, batch, lengths};
+      Floats x(steps * batch * 40);
+      Floats dy(steps * batch * 2 * units);
+      Floats start(batch * units);
+      for (auto* array : {&x, &dy, &start})
+        for (float& value : *array) value = uniform(random);
+      const auto run = [&](strata::Executor& executor, bool bfloat16) {
+        Family::Context context(executor);
+        context.bfloat16 = bfloat16;
+        std::vector<Floats> results;
+        for (int pass = 0; pass < 2; ++pass) {  // the second with buffers of the first
+          results.clear();
+          layer.for_each_parameter("", "", [](auto& parameter) { parameter.gradient.setZero(); });
+          context.begin(Level{0});
+          const auto input = context.make(steps * batch, {40, 1, 1}, true);
+          input.value() = x;
+          Family::Lstm::State state;
+          state.empty = false;
+          for (std::size_t d = 0; d < 2; ++d) {
+            state.hidden[d] = context.make(batch, {units, 1, 1}, true);
+            state.cell[d] = context.make(batch, {units, 1, 1}, true);
+            state.hidden[d].value() = start;
+            state.cell[d].value() = start;
+          }
+          const auto before = state.hidden;
+          const auto y = layer(context, input, shape, state);
+          y.gradient() = dy;
+          for (auto* after : {&state.hidden, &state.cell})
+            for (const auto& tensor : *after) tensor.gradient() = start;
+          context.backward();
+          results = {y.value(), input.gradient(), before[0].gradient(), before[1].gradient()};
+          layer.for_each_parameter("", "", [&](auto& parameter) { results.push_back(parameter.gradient); });
+        }
+        return results;
+      };
+      const auto exact = run(serial, false);
+      const auto rounded = run(serial, true);
+      const auto threaded = run(threads, true);
+      for (std::size_t i = 0; i < exact.size(); ++i) {
+        INFO("result " << i);
+        CHECK(difference(rounded[i], exact[i]) < 0.01);
+        CHECK((rounded[i] == threaded[i]).all());
+        if (kernels::has_bfloat16 && units * batch > 1000) CHECK((rounded[i] != exact[i]).any());
+      }
+    }
 }

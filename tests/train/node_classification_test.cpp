@@ -117,6 +117,8 @@ TEST_CASE("labelled graphs that do not fit together are refused") {
 }
 
 TEST_CASE("Adam with coupled decay moves as PyTorch's Adam does") {
+  strata::SerialExecutor executor;
+  train::Context<double> context(executor);
   train::Parameter<double> w({1}, 0.5);
   w.decay = true;
   train::AdamW<double> adam({&w}, {.decay = 0.1, .decoupled = false});
@@ -127,7 +129,7 @@ TEST_CASE("Adam with coupled decay moves as PyTorch's Adam does") {
     mean = 0.9 * mean + 0.1 * g;
     square = 0.999 * square + 0.001 * g * g;
     value -= 0.01 * (mean / (1 - std::pow(0.9, step))) / (std::sqrt(square / (1 - std::pow(0.999, step))) + 1e-8);
-    adam.step(0.01);
+    adam.step(context, 0.01);
     CHECK(std::abs(w.value[0] - value) < 1e-12);
   }
 }

@@ -1,9 +1,11 @@
 // Losses, optimisers, schedules and the allocation of levels, and all of them together on a task that can be learnt.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <random>
 
 #include <strata/runtime/session.hpp>
+#include <strata/runtime/thread_pool.hpp>
 #include <strata/train/allocation.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/optimiser.hpp>
@@ -108,14 +110,16 @@ TEST_CASE("schedules warm up and come down") {
 }
 
 TEST_CASE("AdamW and SGD take the steps of their formulas and leave pruned and frozen weights alone") {
+  strata::SerialExecutor executor;
+  train::Context<double> context(executor);
   train::Parameter<double> weight({1, 3}, 1);
   weight.strata = {0, 1, strata::StratumMap::absent};
   weight.value[2] = 0;
   weight.decay = true;
   weight.gradient.setConstant(0.5);
   train::Sgd<double> sgd({&weight}, {.momentum = 0.9, .decay = 0.1});
-  sgd.step(0.1, {.frozen_below = 1});
-  sgd.step(0.1, {.frozen_below = 1});
+  sgd.step(context, 0.1, {.frozen_below = 1});
+  sgd.step(context, 0.1, {.frozen_below = 1});
   CHECK(weight.value[0] == 1);
   CHECK(weight.value[2] == 0);
   // v1 = 0.6, w1 = 0.94; v2 = 0.9 * 0.6 + 0.5 + 0.094 = 1.134, w2 = 0.94 - 0.1134
@@ -124,8 +128,51 @@ TEST_CASE("AdamW and SGD take the steps of their formulas and leave pruned and f
   other.gradient[0] = 0.5;
   other.decay = true;
   train::AdamW<double> adam({&other}, {.decay = 0.1});
-  adam.step(0.01);
+  adam.step(context, 0.01);
   CHECK(std::abs(other.value[0] - (1 - 0.001 - 0.01)) < 1e-8);
+}
+
+TEST_CASE("optimisers change every weight they may and no other, the same on any number of threads") {
+  constexpr strata::index_t size = 40'000;
+  for (const bool levelled : {false, true})
+    for (const bool nesterov : {false, true}) {
+      INFO("levelled " << levelled << " nesterov " << nesterov);
+      const auto run = [&](strata::Executor& executor, int frozen_below) {
+        train::Context<float> context(executor);
+        train::Parameter<float> by_sgd({size}, 1);
+        by_sgd.decay = true;
+        for (strata::index_t i = 0; i < size; ++i) {
+          by_sgd.value[i] = static_cast<float>(i % 7) - 3.5F;
+          by_sgd.gradient[i] = static_cast<float>(i % 11) - 5.27F;
+        }
+        if (levelled)
+          for (strata::index_t i = 0; i < size; ++i)
+            by_sgd.strata.push_back(i % 5 < 3 ? static_cast<std::uint8_t>(i % 5 % 2) : strata::StratumMap::absent);
+        train::Parameter<float> by_adam = by_sgd;
+        train::Sgd<float> sgd({&by_sgd}, {.decay = 0.1, .nesterov = nesterov});
+        train::AdamW<float> adam({&by_adam}, {.decay = 0.1});
+        for (int step = 0; step < 2; ++step) {
+          sgd.step(context, 0.1, {.frozen_below = frozen_below});
+          adam.step(context, 0.01, {.frozen_below = frozen_below});
+        }
+        train::clear_gradients<float>(context, {&by_sgd});
+        CHECK((by_sgd.gradient == 0).all());
+        return std::pair(by_sgd, by_adam);
+      };
+      strata::SerialExecutor serial;
+      strata::ThreadPool threads(3);
+      for (const int frozen_below : {0, 1}) {
+        const auto [sgd, adam] = run(serial, frozen_below);
+        const auto [threaded_sgd, threaded_adam] = run(threads, frozen_below);
+        CHECK((sgd.value == threaded_sgd.value).all());
+        CHECK((adam.value == threaded_adam.value).all());
+        for (const auto* parameter : {&sgd, &adam})
+          for (strata::index_t i = 0; i < size; ++i) {
+            const bool may = levelled ? i % 5 < 3 && i % 5 % 2 >= frozen_below : frozen_below == 0;
+            if ((parameter->value[i] != static_cast<float>(i % 7) - 3.5F) != may) FAIL("weight " << i);
+          }
+      }
+    }
 }
 
 TEST_CASE("nested levels learn, and the compressed model computes what was trained") {
@@ -155,14 +202,14 @@ TEST_CASE("nested levels learn, and the compressed model computes what was train
     const train::Schedule schedule{.rate = rate, .warm_up = 5, .steps = steps};
     for (std::int64_t step = 0; step < steps; ++step) {
       draw(32, pictures, labels);
-      train::clear_gradients(parameters);
+      train::clear_gradients(context, parameters);
       for (int level = 0; level < levels; ++level) {
         context.begin(Level{level});
         const auto logits = network(context, train::input_tensor(context, pictures.data(), 32, {1, 9, 9}));
         train::cross_entropy(logits, labels, 0.0, 1.0 / levels);
         context.backward();
       }
-      optimiser.step(schedule(step));
+      optimiser.step(context, schedule(step));
     }
   };
   train_levels(150, 1, 0.1);

@@ -31,7 +31,7 @@ struct RouterOptions {
   /// A run that is predicted to be late goes on at its level for so long, as a single delay is often over when it is
   /// seen; but only while the lowest level would still be in time with `patience_reserve` to spare: two time slices of
   /// the scheduler. Zero: it drops at once.
-  Duration patience = std::chrono::milliseconds(2);
+  Duration patience = std::chrono::milliseconds(4);
   Duration patience_reserve = std::chrono::milliseconds(6);
   SlowDownOptions slow_down{};
 };

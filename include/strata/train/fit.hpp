@@ -102,7 +102,7 @@ class Trainer {
     if (phase_step_ == 0) begin(phase);
     load_batch(step_);
     const auto all = parameters<Scalar>(network_);
-    clear_gradients(all);
+    clear_gradients(context_, all);
     context_.step = static_cast<std::uint64_t>(step_);
     const double loss = gradients(phase);
     if (phase.kind == Phase::Kind::admm) add_penalty(phase.level);
@@ -111,7 +111,7 @@ class Trainer {
     if (phase.kind != Phase::Kind::dense && phase.kind != Phase::Kind::prune && phase.kind != Phase::Kind::fixed)
       trainable.frozen_below = phase.level;
     const double rate = phase.schedule(phase_step_);
-    std::visit([&](auto& optimiser) { optimiser->step(rate, trainable); }, optimiser_);
+    std::visit([&](auto& optimiser) { optimiser->step(context_, rate, trainable); }, optimiser_);
     ++phase_step_;
     ++step_;
     const std::int64_t interval = std::max<std::int64_t>(1, steps_per_epoch_ / recipe_.masks_per_epoch);

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -15,6 +17,7 @@
 
 #include <strata/layers/lstm.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/train/bfloat16_product.hpp>
 #include <strata/train/operations.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/product.hpp>
@@ -99,6 +102,21 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   const auto ended = [lengths](index_t t, index_t b) {
     return !lengths->empty() && t >= static_cast<index_t>((*lengths)[static_cast<std::size_t>(b)]);
   };
+  // What all steps or all parts multiply is put in blocks once, if its pieces are whole blocks.
+  const bool blocked = units % (kernels::bfloat16_depth * Context<Scalar>::parts) == 0 &&
+                       detail::bfloat16_pays(units / Context<Scalar>::parts, batch, rows);
+  const auto blocks = [&context, blocked](detail::Factor factor, index_t vectors, index_t sums) {
+    return blocked ? detail::blocked_factor(context, factor, vectors, sums) : detail::BlockedFactor();
+  };
+  detail::BlockedFactor weights = blocks(detail::Factor::first, rows, units);
+  // The states before a step and those it makes, in turns.
+  std::array<detail::BlockedFactor, 2> states{blocks(detail::Factor::second, batch, units),
+                                              blocks(detail::Factor::second, batch, units)};
+  context.for_parts(units, [&](index_t, index_t first, index_t last) {
+    weights.set<Scalar>(hidden_rows->transposed(4 * first, 4 * (last - first)), false, 4 * first, 0);
+    const Scalar* const h = hiddens.value().data() + first_slot * slot + first;
+    states[0].set<Scalar>(detail::view(h, last - first, batch, units), false, 0, first);
+  });
   for (index_t i = 0; i < steps; ++i) {
     const index_t t = reverse ? steps - 1 - i : i;
     context.for_parts(units, [&](index_t part, index_t first, index_t last) {
@@ -107,7 +125,8 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
       const Scalar* const h_before = hiddens.value().data() + (t + before) * slot;
       if (i > 0 || !from_zeros)
         detail::add_product<Scalar>(context, part, detail::Transposed::first, hidden_rows->transposed(4 * first, 4 * n),
-                                    detail::view(h_before, units, batch, units), detail::view(g, 4 * n, batch, rows));
+                                    detail::view(h_before, units, batch, units), detail::view(g, 4 * n, batch, rows),
+                                    weights.blocks(4 * first), states[static_cast<std::size_t>(i % 2)].blocks());
       const Scalar* const c_before = cells.value().data() + (t + before) * slot;
       Scalar* const h_after = hiddens.value().data() + (t + after) * slot;
       Scalar* const c_after = cells.value().data() + (t + after) * slot;
@@ -136,6 +155,8 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
         if (residual != nullptr)
           output += ConstMap(residual->value().data() + (t * batch + b) * y_rows + first_row + first, n);
       }
+      const auto made = detail::view(static_cast<const Scalar*>(h_after + first), n, batch, units);
+      states[static_cast<std::size_t>((i + 1) % 2)].set<Scalar>(made, false, 0, first);
     });
   }
 
@@ -154,21 +175,30 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     dc.value() = cell_after.gradient();
     const Scalar* const dy = y.gradient().data();
     Scalar* const dgates = gates.gradient().data();
+    const auto w = hidden_rows->transposed(0, rows);
+    detail::BlockedFactor weights_back = blocks(detail::Factor::first, units, rows);
+    // The gradients that a step makes and those of the step after it in time, in turns.
+    std::array<detail::BlockedFactor, 2> d_blocks{blocks(detail::Factor::second, batch, rows),
+                                                  blocks(detail::Factor::second, batch, rows)};
+    context.for_parts(units, [&](index_t, index_t first, index_t last) {
+      weights_back.set<Scalar>(detail::view(w.data() + first, last - first, rows, units), true, first, 0);
+    });
     // The gradient of the state before position t, from the gates there; ended sequences hand theirs on.
-    const auto back = [&](index_t part, index_t t, index_t first, index_t n) {
+    const auto back = [&](index_t part, index_t i, index_t first, index_t n) {
+      const index_t t = reverse ? steps - 1 - i : i;
       for (index_t b = 0; b < batch; ++b)
         if (!ended(t, b)) Map(dh.value().data() + b * units + first, n).setZero();
-      const auto w = hidden_rows->transposed(0, rows);
       detail::add_product<Scalar>(
           context, part, detail::Transposed::none, detail::view(w.data() + first, n, rows, units),
           detail::view(static_cast<const Scalar*>(dgates + t * batch * rows), rows, batch, rows),
-          detail::view(dh.value().data() + first, n, batch, units));
+          detail::view(dh.value().data() + first, n, batch, units), weights_back.blocks(first),
+          d_blocks[static_cast<std::size_t>(i % 2)].blocks());
     };
     for (index_t i = steps - 1; i >= 0; --i) {
       const index_t t = reverse ? steps - 1 - i : i;
       context.for_parts(units, [&](index_t part, index_t first, index_t last) {
         const index_t n = last - first;
-        if (i < steps - 1) back(part, reverse ? t - 1 : t + 1, first, n);
+        if (i < steps - 1) back(part, i + 1, first, n);
         const Scalar* const g = gates.value().data() + t * batch * rows + 4 * first;
         Scalar* const dg = dgates + t * batch * rows + 4 * first;
         for (index_t b = 0; b < batch; ++b) {
@@ -197,14 +227,15 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
           d_update = c_gradient * in * (1 - update.square());
           c_gradient *= forget;
         }
+        const auto made = detail::view(static_cast<const Scalar*>(dg), 4 * n, batch, rows);
+        d_blocks[static_cast<std::size_t>(i % 2)].set<Scalar>(made, false, 0, 4 * first);
       });
     }
     if (!from_zeros) {
       if (hidden_before.needs_gradient()) {
         if (steps > 0)
-          context.for_parts(units, [&](index_t part, index_t first, index_t last) {
-            back(part, reverse ? steps - 1 : 0, first, last - first);
-          });
+          context.for_parts(units,
+                            [&](index_t part, index_t first, index_t last) { back(part, 0, first, last - first); });
         hidden_before.gradient() += dh.value();
       }
       if (cell_before.needs_gradient()) cell_before.gradient() += dc.value();

@@ -1,9 +1,11 @@
 // Optimisers: SGD with momentum and AdamW, with the formulas and defaults of PyTorch. They leave pruned weights at zero
-// and frozen strata untouched.
+// and frozen strata untouched, and give the same bits on any number of threads.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -23,11 +25,42 @@ struct Trainable {
 
 namespace detail {
 
-template <class Scalar>
-[[nodiscard]] bool may_change(const Parameter<Scalar>& parameter, index_t i, const Trainable& trainable) {
-  if (parameter.strata.empty()) return trainable.frozen_below == 0 || parameter.level >= trainable.frozen_below;
-  const std::uint8_t stratum = parameter.strata[static_cast<std::size_t>(i)];
-  return stratum != StratumMap::absent && stratum >= trainable.frozen_below;
+/// Calls `f(first, last)` for ranges of 0 .. count-1, side by side where there are enough of them.
+template <class Scalar, class F>
+void for_ranges(Context<Scalar>& context, index_t count, F&& f) {
+  constexpr index_t least = index_t{1} << 14U;
+  if (count < least) return f(index_t{0}, count);
+  context.for_parts(count, [&](index_t, index_t first, index_t last) { f(first, last); });
+}
+
+/// Calls `update(first, count)` for runs of weights that may change, which together are all of them; runs fit the L1
+/// cache, so that an update may go over them several times.
+template <class Scalar, class F>
+void for_trainable(Context<Scalar>& context, const Parameter<Scalar>& parameter, const Trainable& trainable,
+                   F&& update) {
+  constexpr index_t longest = 1024;
+  if (parameter.strata.empty()) {
+    if (trainable.frozen_below > 0 && parameter.level < trainable.frozen_below) return;
+    return for_ranges(context, parameter.value.size(), [&](index_t first, index_t last) {
+      for (; first < last; first += longest) update(first, std::min(longest, last - first));
+    });
+  }
+  const auto may_change = [&](index_t i) {
+    const std::uint8_t stratum = parameter.strata[static_cast<std::size_t>(i)];
+    return stratum != StratumMap::absent && stratum >= trainable.frozen_below;
+  };
+  for_ranges(context, parameter.value.size(), [&](index_t first, index_t last) {
+    while (first < last) {
+      if (!may_change(first)) {
+        ++first;
+        continue;
+      }
+      index_t end = first + 1;
+      while (end < std::min(last, first + longest) && may_change(end)) ++end;
+      update(first, end - first);
+      first = end;
+    }
+  });
 }
 
 }  // namespace detail
@@ -48,19 +81,24 @@ class Sgd {
       velocity_.push_back(Parameter<Scalar>::Array::Zero(parameter->value.size()));
   }
 
-  void step(double rate, const Trainable& trainable = {}) {
+  void step(Context<Scalar>& context, double rate, const Trainable& trainable = {}) {
     const auto momentum = static_cast<Scalar>(options_.momentum);
     for (std::size_t p = 0; p < parameters_.size(); ++p) {
       Parameter<Scalar>& parameter = *parameters_[p];
       const auto decay = static_cast<Scalar>(parameter.decay ? options_.decay : 0);
-      for (index_t i = 0; i < parameter.value.size(); ++i) {
-        if (!detail::may_change(parameter, i, trainable)) continue;
-        const Scalar gradient = parameter.gradient[i] + decay * parameter.value[i];
-        Scalar& velocity = velocity_[p][i];
-        velocity = momentum * velocity + gradient;
-        parameter.value[i] -=
-            static_cast<Scalar>(rate) * (options_.nesterov ? gradient + momentum * velocity : velocity);
-      }
+      const auto speed = static_cast<Scalar>(rate);
+      const bool nesterov = options_.nesterov;
+      detail::for_trainable(context, parameter, trainable, [&](index_t first, index_t count) {
+        auto w = parameter.value.segment(first, count);
+        auto v = velocity_[p].segment(first, count);
+        const auto gradient = parameter.gradient.segment(first, count) + decay * w;
+        v = momentum * v + gradient;
+        if (nesterov) {
+          w -= speed * (gradient + momentum * v);
+        } else {
+          w -= speed * v;
+        }
+      });
     }
   }
 
@@ -99,7 +137,7 @@ class AdamW {
     }
   }
 
-  void step(double rate, const Trainable& trainable = {}) {
+  void step(Context<Scalar>& context, double rate, const Trainable& trainable = {}) {
     ++steps_;
     const double correction1 = 1 - std::pow(options_.beta1, static_cast<double>(steps_));
     const double correction2 = 1 - std::pow(options_.beta2, static_cast<double>(steps_));
@@ -112,15 +150,16 @@ class AdamW {
       const bool decays = parameter.decay;
       const auto shrink = static_cast<Scalar>(decays && options_.decoupled ? 1 - rate * options_.decay : 1);
       const auto pull = static_cast<Scalar>(decays && !options_.decoupled ? options_.decay : 0);
-      for (index_t i = 0; i < parameter.value.size(); ++i) {
-        if (!detail::may_change(parameter, i, trainable)) continue;
-        const Scalar gradient = parameter.gradient[i] + pull * parameter.value[i];
-        mean_[p][i] += (1 - beta1) * (gradient - mean_[p][i]);
-        square_[p][i] += (1 - beta2) * (gradient * gradient - square_[p][i]);
-        parameter.value[i] =
-            parameter.value[i] * shrink -
-            size * mean_[p][i] / (std::sqrt(square_[p][i]) * root + static_cast<Scalar>(options_.epsilon));
-      }
+      const auto epsilon = static_cast<Scalar>(options_.epsilon);
+      detail::for_trainable(context, parameter, trainable, [&](index_t first, index_t count) {
+        auto w = parameter.value.segment(first, count);
+        auto mean = mean_[p].segment(first, count);
+        auto square = square_[p].segment(first, count);
+        const auto gradient = parameter.gradient.segment(first, count) + pull * w;
+        mean += (1 - beta1) * (gradient - mean);
+        square += (1 - beta2) * (gradient * gradient - square);
+        w = w * shrink - size * mean / (square.sqrt() * root + epsilon);
+      });
     }
   }
 
@@ -140,8 +179,11 @@ class AdamW {
 
 /// Zeroes all gradients before a step's backward passes.
 template <class Scalar>
-void clear_gradients(const std::vector<Parameter<Scalar>*>& parameters) {
-  for (auto* parameter : parameters) parameter->gradient.setZero();
+void clear_gradients(Context<Scalar>& context, const std::vector<Parameter<Scalar>*>& parameters) {
+  for (auto* parameter : parameters)
+    detail::for_ranges(context, parameter->gradient.size(), [&](index_t first, index_t last) {
+      parameter->gradient.segment(first, last - first).setZero();
+    });
 }
 
 /// Scales all gradients down so that their norm, taken together, is at most `largest`; returns what it was (arXiv

@@ -12,30 +12,13 @@
 
 #include <Eigen/Core>
 
-#include <strata/train/bfloat16_kernels.hpp>
+#include <strata/train/bfloat16_product.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
 
 namespace detail {
-
-/// Column-major matrix whose columns are a stride apart. All products have this one type, so that each is compiled
-/// once.
-template <class Scalar>
-using MatrixView = Eigen::Map<Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic>, 0, Eigen::OuterStride<>>;
-template <class Scalar>
-using ConstMatrixView =
-    Eigen::Map<const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic>, 0, Eigen::OuterStride<>>;
-
-template <class Scalar>
-[[nodiscard]] MatrixView<Scalar> view(Scalar* data, index_t rows, index_t columns, index_t stride) {
-  return {data, rows, columns, Eigen::OuterStride<>(stride)};
-}
-template <class Scalar>
-[[nodiscard]] ConstMatrixView<Scalar> view(const Scalar* data, index_t rows, index_t columns, index_t stride) {
-  return {data, rows, columns, Eigen::OuterStride<>(stride)};
-}
 
 /// c += a b
 template <class Scalar>
@@ -56,57 +39,17 @@ template <class Scalar>
   c.noalias() += a * b.transpose();
 }
 
-/// Which of the two factors of a product are transposed.
-enum class Transposed : std::uint8_t { none, first, second };
-
-/// From so many multiplications on a product with operands of bfloat16 makes up for rounding and arranging them.
-inline constexpr index_t bfloat16_least_work = index_t{1} << 16U;
-
-/// c += a b with operands rounded to bfloat16: c is m x n, the others as `transposed` says.
-template <kernels::Bfloat16Unit unit>
-void bfloat16_product(Context<float>& context, index_t part, Transposed transposed, const ConstMatrixView<float>& a,
-                      const ConstMatrixView<float>& b, MatrixView<float> c) {
-  constexpr index_t side = kernels::bfloat16_rows;
-  const index_t sums = transposed == Transposed::first ? a.rows() : a.cols();
-  const index_t depth = ceil_div(sums, kernels::bfloat16_depth);
-  const index_t panel = depth * kernels::bfloat16_block;
-  // A column of c is a row of the block product.
-  kernels::bfloat16* const lanes =
-      context.half_scratch(part, (ceil_div(c.rows(), side) + ceil_div(c.cols(), side)) * panel);
-  kernels::bfloat16* const rows = lanes + ceil_div(c.rows(), side) * panel;
-  const auto arrange = [&](const ConstMatrixView<float>& from, index_t count, bool sums_side_by_side, bool as_lanes,
-                           kernels::bfloat16* to) {
-    // All vectors for a few sums, then the next ones: columns far apart are read on, each in its own page.
-    for (index_t k = 0; k < sums; k += kernels::bfloat16_depth)
-      for (index_t first = 0; first < count; first += side) {
-        const index_t width = std::min(side, count - first);
-        const index_t length = std::min(kernels::bfloat16_depth, sums - k);
-        const index_t step = from.outerStride();
-        kernels::bfloat16* const block =
-            to + (first / side * depth + k / kernels::bfloat16_depth) * kernels::bfloat16_block;
-        if (sums_side_by_side) {
-          kernels::to_block_rows<unit>(from.data() + first * step + k, step, width, length, block);
-        } else {
-          kernels::to_block_pairs<unit>(from.data() + k * step + first, step, width, length, block);
-        }
-        if (sums_side_by_side == as_lanes) kernels::transpose_block<unit>(block);
-      }
-  };
-  arrange(a, c.rows(), transposed == Transposed::first, true, lanes);
-  arrange(b, c.cols(), transposed != Transposed::second, false, rows);
-  const kernels::Bfloat16Registers<unit> registers;
-  kernels::bfloat16_add_product<unit>(rows, lanes, depth, c.cols(), c.rows(), c.data(), c.outerStride());
-}
-
-/// c += a b as part `part` of the work, in the precision that the context asks for.
+/// c += a b as part `part` of the work, in the precision that the context asks for. Factors that several products share
+/// may be there in blocks already: `a_blocks` and `b_blocks`, from the vectors of `a` or `b` on; null: they are not.
 template <class Scalar>
 void add_product(Context<Scalar>& context, index_t part, Transposed transposed, const ConstMatrixView<Scalar>& a,
-                 const ConstMatrixView<Scalar>& b, MatrixView<Scalar> c) {
+                 const ConstMatrixView<Scalar>& b, MatrixView<Scalar> c, const kernels::bfloat16* a_blocks = nullptr,
+                 const kernels::bfloat16* b_blocks = nullptr) {
   if constexpr (std::is_same_v<Scalar, float>) {
-    const index_t sums = transposed == Transposed::first ? a.rows() : a.cols();
-    const bool enough = std::min(c.rows(), c.cols()) >= 8 && c.rows() * c.cols() * sums >= bfloat16_least_work;
-    if (context.bfloat16 && enough && kernels::with_bfloat16_unit([&]<kernels::Bfloat16Unit unit>() {
-          bfloat16_product<unit>(context, part, transposed, a, b, c);
+    const bool blocked = a_blocks != nullptr || b_blocks != nullptr;
+    const bool pays = bfloat16_pays(c.rows(), c.cols(), transposed == Transposed::first ? a.rows() : a.cols());
+    if ((blocked || (context.bfloat16 && pays)) && kernels::with_bfloat16_unit([&]<kernels::Bfloat16Unit unit>() {
+          bfloat16_product<unit>(context, part, transposed, a, b, c, a_blocks, b_blocks);
         }))
       return;
   }
@@ -165,16 +108,19 @@ void add_weight_gradient(Context<Scalar>& context, const ConstMatrixView<Scalar>
   const index_t rows = d.rows();
   const index_t columns = x.rows();
   const bool plain = weight.strata.empty() && order == nullptr;
+  const BlockedFactor inputs = shared_factor(context, Factor::first, x, true, rows / Context<Scalar>::parts);
   context.for_parts(rows, [&](index_t part, index_t first, index_t last) {
     const auto part_of_d = view(d.data() + first, last - first, d.cols(), d.outerStride());
     if (plain) {
       add_product<Scalar>(context, part, Transposed::second, x, part_of_d,
-                          view(weight.gradient.data() + (first_row + first) * columns, columns, last - first, columns));
+                          view(weight.gradient.data() + (first_row + first) * columns, columns, last - first, columns),
+                          inputs.blocks());
       return;
     }
     Scalar* const sums = context.scratch(part, (last - first) * columns);
     std::fill_n(sums, (last - first) * columns, Scalar{0});
-    add_product<Scalar>(context, part, Transposed::second, x, part_of_d, view(sums, columns, last - first, columns));
+    add_product<Scalar>(context, part, Transposed::second, x, part_of_d, view(sums, columns, last - first, columns),
+                        inputs.blocks());
     for (index_t row = first; row < last; ++row) {
       const index_t at = (order == nullptr ? first_row + row : (*order)[static_cast<std::size_t>(row)]) * columns;
       const Scalar* const from = sums + (row - first) * columns;
@@ -194,17 +140,22 @@ void add_weight_gradient(Context<Scalar>& context, const ConstMatrixView<Scalar>
 template <class Scalar>
 void add_weighted(Context<Scalar>& context, const WeightRows<Scalar>& weight, const ConstMatrixView<Scalar>& x,
                   MatrixView<Scalar> y, index_t first_row = 0) {
+  constexpr index_t parts = Context<Scalar>::parts;
   if (y.rows() >= x.cols()) {
+    const BlockedFactor inputs = shared_factor(context, Factor::second, x, false, y.rows() / parts);
     context.for_parts(y.rows(), [&](index_t part, index_t first, index_t last) {
       add_product<Scalar>(context, part, Transposed::first, weight.transposed(first_row + first, last - first), x,
-                          view(y.data() + first, last - first, y.cols(), y.outerStride()));
+                          view(y.data() + first, last - first, y.cols(), y.outerStride()), nullptr, inputs.blocks());
     });
     return;
   }
+  const auto w = weight.transposed(first_row, y.rows());
+  const BlockedFactor weights = shared_factor(context, Factor::first, w, false, x.cols() / parts);
   context.for_parts(x.cols(), [&](index_t part, index_t first, index_t last) {
-    add_product<Scalar>(context, part, Transposed::first, weight.transposed(first_row, y.rows()),
+    add_product<Scalar>(context, part, Transposed::first, w,
                         view(x.data() + first * x.outerStride(), x.rows(), last - first, x.outerStride()),
-                        view(y.data() + first * y.outerStride(), y.rows(), last - first, y.outerStride()));
+                        view(y.data() + first * y.outerStride(), y.rows(), last - first, y.outerStride()),
+                        weights.blocks());
   });
 }
 
@@ -212,10 +163,13 @@ void add_weighted(Context<Scalar>& context, const WeightRows<Scalar>& weight, co
 template <class Scalar>
 void add_weighted_back(Context<Scalar>& context, const WeightRows<Scalar>& weight, const ConstMatrixView<Scalar>& d,
                        MatrixView<Scalar> dx, index_t first_row = 0) {
+  const auto w = weight.transposed(first_row, d.rows());
+  const BlockedFactor weights = shared_factor(context, Factor::first, w, true, d.cols() / Context<Scalar>::parts);
   context.for_parts(d.cols(), [&](index_t part, index_t first, index_t last) {
-    add_product<Scalar>(context, part, Transposed::none, weight.transposed(first_row, d.rows()),
+    add_product<Scalar>(context, part, Transposed::none, w,
                         view(d.data() + first * d.outerStride(), d.rows(), last - first, d.outerStride()),
-                        view(dx.data() + first * dx.outerStride(), dx.rows(), last - first, dx.outerStride()));
+                        view(dx.data() + first * dx.outerStride(), dx.rows(), last - first, dx.outerStride()),
+                        weights.blocks());
   });
 }
 

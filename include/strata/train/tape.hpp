@@ -81,6 +81,35 @@ class BufferPools {
   BufferPool<kernels::bfloat16> half_;
 };
 
+/// Numbers of half the size from a tape's pool, which has them back when this is gone. Empty: no numbers.
+class HalfBuffer {
+ public:
+  using Pool = BufferPool<kernels::bfloat16>;
+
+  HalfBuffer() = default;
+  HalfBuffer(std::shared_ptr<Pool> pool, index_t size) : pool_(std::move(pool)), numbers_(pool_->take(size)) {}
+  HalfBuffer(HalfBuffer&& other) noexcept { swap(other); }
+  HalfBuffer& operator=(HalfBuffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~HalfBuffer() {
+    if (pool_) pool_->give_back(std::move(numbers_));
+  }
+
+  /// Null if empty. Does not share the buffer's constness, as a handle.
+  [[nodiscard]] kernels::bfloat16* data() const noexcept { return const_cast<kernels::bfloat16*>(numbers_.data()); }
+
+ private:
+  void swap(HalfBuffer& other) noexcept {
+    std::swap(pool_, other.pool_);
+    numbers_.swap(other.numbers_);
+  }
+
+  std::shared_ptr<Pool> pool_;
+  Pool::Array numbers_;
+};
+
 /// How the value of a tensor is written first. `half_lanes`: in lanes, rounded to bfloat16.
 enum class Layout : std::uint8_t { channels_last, lanes, half_lanes };
 
@@ -360,6 +389,11 @@ class Context {
     auto& buffer = half_scratch_[static_cast<std::size_t>(part)];
     if (buffer.size() < size) buffer.resize(size);
     return buffer.data();
+  }
+
+  /// The same for longer than an operation's part of the work.
+  [[nodiscard]] HalfBuffer half_buffer(index_t size) {
+    return {std::shared_ptr<HalfBuffer::Pool>(pools_, &pools_->template of<kernels::bfloat16>()), size};
   }
 
   /// What an operation derived from masks and wants to find again in the next pass, by parameter and level.
