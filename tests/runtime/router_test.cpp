@@ -143,12 +143,26 @@ TEST_CASE("a single delay is waited out as long as the lowest level stays safe")
     request(patient, policy, zero, Duration(40000), zero, delayed, Level{2});
     CHECK(path_of(patient) == std::vector<int>(6, 2));
   }
-  // No waiting where the lowest level has nothing to spare.
+  // No waiting where the lowest level has nothing to spare, for what was late when it began, or while it is slow
+  // anyway.
   options.patience_reserve = Duration(20000);
   Router careful(profile, options);
   delayed[1] = {7000, 8000, 10000};
   request(careful, policy, zero, Duration(40000), zero, delayed, Level{2});
   CHECK(path_of(careful) == std::vector<int>{2, 2, 1, 1, 1, 1});
+  options.patience_reserve = Duration(3000);
+  Router queued(profile, options);
+  request(queued, policy, zero, Duration(46000), zero + Duration(25000), std::vector(6, delayed[0]), Level{2});
+  CHECK(path_of(queued) == std::vector<int>{2, 1, 1, 1, 1, 1});
+  options.slow_down.lasting_gain = 0.3;
+  Router slow(profile, options);
+  for (int i = 0; i < 10; ++i)
+    request(slow, policy, zero, Duration::max(), zero, std::vector(6, std::vector<double>{1300, 2600, 5200}), Level{2});
+  CHECK(std::abs(slow.slow_down().lasting() - 1.3) < 0.01);
+  delayed.assign(6, {1300, 2600, 5200});
+  delayed[1] = {7000, 8000, 10000};
+  request(slow, policy, zero, Duration(45000), zero, delayed, Level{2});
+  CHECK(path_of(slow)[2] < 2);
 }
 
 TEST_CASE("without disturbance every policy but the static and random ones keeps the fullest level at 1.5 x its time") {
@@ -372,7 +386,10 @@ TEST_CASE("profiles that are not whole and options out of range are refused") {
   CHECK_THROWS_AS(Router(good, {.slice = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.patience = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.patience_reserve = Duration(-1)}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.calm = -1}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.calm = std::nan("")}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.gain = 0}}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.slow_down = {.lasting_gain = 1.5}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.process_noise = 0}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.adaptation = 2}}), strata::Error);
   // Times of zero, as a clock without resolution gives: everything is predicted to take no time.

@@ -28,11 +28,12 @@ struct RouterOptions {
   /// Work that has the slow-down's full `gain`, if an average stage is shorter: what disturbs comes in slices of about
   /// a millisecond and more, and the time of a stage of 0.1 ms says more about jitter than about the rest of the run.
   Duration slice = std::chrono::milliseconds(1);
-  /// A run that is predicted to be late goes on at its level for so long, as a single delay is often over when it is
-  /// seen; but only while the lowest level would still be in time with `patience_reserve` to spare: two time slices of
-  /// the scheduler. Zero: it drops at once.
+  /// A run that began in time and gets late goes on at its level for so long, as a single delay is often over when it
+  /// is seen; but only while the lasting slow-down is below `calm` and the lowest level would still be in time with
+  /// `patience_reserve` to spare: two time slices of the scheduler. Zero: it drops at once.
   Duration patience = std::chrono::milliseconds(4);
   Duration patience_reserve = std::chrono::milliseconds(6);
+  double calm = 1.2;
   SlowDownOptions slow_down{};
 };
 
@@ -123,7 +124,9 @@ class Router {
             static_cast<double>(options.patience.count()));
     require(options.patience_reserve >= Duration::zero(), "patience_reserve", "0 or more",
             static_cast<double>(options.patience_reserve.count()));
+    require(options.calm >= 0, "calm", "0 or more", options.calm);
     require(slow.gain > 0 && slow.gain <= 1, "slow_down.gain", "above 0, at most 1", slow.gain);
+    require(slow.lasting_gain >= 0 && slow.lasting_gain <= 1, "slow_down.lasting_gain", "0 to 1", slow.lasting_gain);
     require(slow.process_noise > 0, "slow_down.process_noise", "above 0", slow.process_noise);
     require(slow.adaptation >= 0 && slow.adaptation <= 1, "slow_down.adaptation", "0 to 1", slow.adaptation);
     if (stages_ == 0 || levels_ == 0) raise(Error("profile", "stages and levels", "none"));
@@ -175,6 +178,7 @@ class Router {
     late_since_ = never_late;
     late_at_start_ = expired(elapsed());
     const RoutePoint point = make_point(highest);
+    in_time_at_start_ = point.meets(highest);
     const Level level = choose(policy, point);
     first_prediction_ = point.predicted_finish(level);
     return level;
@@ -210,6 +214,8 @@ class Router {
   /// Finish since arrival as predicted at the start for the level chosen there, and at the last decision.
   [[nodiscard]] Duration first_prediction() const noexcept { return first_prediction_; }
   [[nodiscard]] Duration last_prediction() const noexcept { return last_prediction_; }
+  /// Whether the present run may wait out a delay, if its lowest level allows.
+  [[nodiscard]] bool patient() const noexcept { return in_time_at_start_ && slow_down_.lasting() < options_.calm; }
   /// Whether the limit had passed before the run began.
   [[nodiscard]] bool late_at_start() const noexcept { return late_at_start_; }
 
@@ -329,6 +335,7 @@ class Router {
   Duration first_prediction_{};
   Duration last_prediction_{};
   bool late_at_start_ = false;
+  bool in_time_at_start_ = false;  ///< predicted to be, at the highest level
 };
 
 inline int RoutePoint::stages() const noexcept {
@@ -358,7 +365,7 @@ inline bool RoutePoint::meets(Level level) const noexcept {
 
 inline bool RoutePoint::may_wait() const noexcept {
   const RouterOptions& options = router_.options();
-  return late_for_ < options.patience &&
+  return router_.patient() && late_for_ < options.patience &&
          router_.keeps(static_cast<double>(elapsed_.count()) + static_cast<double>(options.patience_reserve.count()) +
                            router_.predicted_drop(step_, level_),
                        limit_);

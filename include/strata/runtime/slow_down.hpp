@@ -18,6 +18,8 @@ struct SlowDownOptions {
   /// Share of the new ratio in the exponentially weighted mean after a stage of length 1, which is the router's
   /// business.
   double gain = 0.7;
+  /// The same for the lasting slow-down.
+  double lasting_gain = 0.02;
   /// Kalman filter: least variance that the slow-down gains in a stage of length 1.
   double process_noise = 1e-3;
   /// Kalman filter: share of the last innovation in the process noise.
@@ -37,6 +39,8 @@ class SlowDown {
       : options_(options), process_noise_(options.process_noise) {}
 
   [[nodiscard]] double mean() const noexcept { return mean_; }
+  /// The mean over some 50 stages of length 1 instead of the last one or two: what a single delay does not move.
+  [[nodiscard]] double lasting() const noexcept { return lasting_; }
   /// Of the slow-down that the next stage will meet.
   [[nodiscard]] double deviation() const noexcept {
     return std::sqrt(options_.estimator == Estimator::kalman ? variance_ + process_noise_ : variance_);
@@ -48,6 +52,7 @@ class SlowDown {
   void observe(double ratio, double length, double noise) noexcept {
     if (!(ratio > 0)) return;
     ratio = ratio < least ? least : (ratio > most ? most : ratio);
+    lasting_ += (1 - std::pow(1 - options_.lasting_gain, length)) * (ratio - lasting_);
     const double innovation = ratio - mean_;
     if (options_.estimator == Estimator::exponential) {
       const double retained = std::pow(1 - options_.gain, length);
@@ -70,6 +75,7 @@ class SlowDown {
  private:
   SlowDownOptions options_{};
   double mean_ = 1;
+  double lasting_ = 1;
   double variance_ = 0;
   double process_noise_ = 0;
 };
