@@ -178,7 +178,8 @@ class Router {
     late_since_ = never_late;
     late_at_start_ = expired(elapsed());
     const RoutePoint point = make_point(highest);
-    in_time_at_start_ = point.meets(highest);
+    const Entry& whole = at(0, highest);
+    in_time_at_start_ = keeps(static_cast<double>(elapsed().count()) + whole.rest + whole.spread, limit_);
     const Level level = choose(policy, point);
     first_prediction_ = point.predicted_finish(level);
     return level;
@@ -335,7 +336,7 @@ class Router {
   Duration first_prediction_{};
   Duration last_prediction_{};
   bool late_at_start_ = false;
-  bool in_time_at_start_ = false;  ///< predicted to be, at the highest level
+  bool in_time_at_start_ = false;  ///< at the highest level, if nothing disturbed
 };
 
 inline int RoutePoint::stages() const noexcept {
