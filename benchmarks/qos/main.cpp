@@ -65,6 +65,7 @@ struct Options {
   double margin = strata::RouterOptions{}.margin;
   double reserve_ms = 0;
   double patience_ms = static_cast<double>(strata::RouterOptions{}.patience.count()) / 1e6;
+  double calm = strata::RouterOptions{}.calm;
   std::string estimator = "exponential";
 
   [[nodiscard]] strata::RouterOptions router() const {
@@ -73,6 +74,7 @@ struct Options {
     result.margin = margin;
     result.reserve = Duration(static_cast<std::int64_t>(reserve_ms * 1e6));
     result.patience = Duration(static_cast<std::int64_t>(patience_ms * 1e6));
+    result.calm = calm;
     result.slow_down.estimator = estimator == "kalman" ? strata::Estimator::kalman : strata::Estimator::exponential;
     return result;
   }
@@ -273,6 +275,7 @@ void run(const Options& options) {
                               {"reserve_ms", options.reserve_ms},
                               {"patience_ms", options.patience_ms},
                               {"patience_reserve_ms", static_cast<double>(routing.patience_reserve.count()) / 1e6},
+                              {"calm", options.calm},
                               {"quiet", options.quiet},
                               {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
                               {"profile_pause_ms", static_cast<double>(profiling.pause.count()) / 1e6},
@@ -395,6 +398,7 @@ int main(int argc, char** argv) {
     command
         ->add_option("--patience", options.patience_ms, "milliseconds that a run goes on at its level, late as it is")
         ->capture_default_str();
+    command->add_option("--calm", options.calm, "lasting slow-down from which on it does not")->capture_default_str();
     command->add_option("--estimator", options.estimator, "of the slow-down")
         ->check(CLI::IsMember({"exponential", "kalman"}))
         ->capture_default_str();

@@ -1,6 +1,6 @@
 // Convolutions with operands rounded to bfloat16: the kernels of every unit that this machine has against their scalar
 // twins over awkward shapes, and whole convolutions against those of single precision, on numbers that rounding leaves
-// as they are.
+// as they are. Matrix products and LSTM layers with such operands likewise.
 #include <array>
 #include <cmath>
 #include <cstddef>

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <type_traits>
 #include <utility>
 
@@ -94,7 +93,9 @@ class BlockedFactor {
   [[nodiscard]] bool empty() const noexcept { return vectors_ == 0; }
   [[nodiscard]] index_t depth() const noexcept { return ceil_div(sums_, kernels::bfloat16_depth); }
   /// The blocks from those of vector `first` on. Precondition: a multiple of 16.
-  [[nodiscard]] const kernels::bfloat16* blocks(index_t first = 0) const noexcept { return at(first, 0); }
+  [[nodiscard]] const kernels::bfloat16* blocks(index_t first = 0) const noexcept {
+    return buffer_.data() + offset(first, 0);
+  }
 
   /// Takes a piece, the columns of a matrix or (`transposed`) its rows, whose first vector is the factor's `vector`-th
   /// and its first number the `sum`-th; does nothing if empty. Preconditions: a multiple of 16 and of 32, and so are
@@ -104,15 +105,14 @@ class BlockedFactor {
     if constexpr (std::is_same_v<Scalar, float>) {
       if (empty()) return;
       (void)kernels::with_bfloat16_unit([&]<kernels::Bfloat16Unit unit>() {
-        to_blocks<unit>({piece, transposed}, factor_, depth(), at(vector, sum));
+        to_blocks<unit>({piece, transposed}, factor_, depth(), buffer_.data() + offset(vector, sum));
       });
     }
   }
 
  private:
-  [[nodiscard]] kernels::bfloat16* at(index_t vector, index_t sum) const noexcept {
-    return buffer_.data() +
-           (vector / kernels::bfloat16_rows * depth() + sum / kernels::bfloat16_depth) * kernels::bfloat16_block;
+  [[nodiscard]] index_t offset(index_t vector, index_t sum) const noexcept {
+    return (vector / kernels::bfloat16_rows * depth() + sum / kernels::bfloat16_depth) * kernels::bfloat16_block;
   }
 
   HalfBuffer buffer_;

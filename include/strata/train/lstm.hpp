@@ -112,11 +112,12 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   // The states before a step and those it makes, in turns.
   std::array<detail::BlockedFactor, 2> states{blocks(detail::Factor::second, batch, units),
                                               blocks(detail::Factor::second, batch, units)};
-  context.for_parts(units, [&](index_t, index_t first, index_t last) {
+  const auto fill = [&](index_t, index_t first, index_t last) {
     weights.set<Scalar>(hidden_rows->transposed(4 * first, 4 * (last - first)), false, 4 * first, 0);
     const Scalar* const h = hiddens.value().data() + first_slot * slot + first;
     states[0].set<Scalar>(detail::view(h, last - first, batch, units), false, 0, first);
-  });
+  };
+  if (!weights.empty()) context.for_parts(units, fill);
   for (index_t i = 0; i < steps; ++i) {
     const index_t t = reverse ? steps - 1 - i : i;
     context.for_parts(units, [&](index_t part, index_t first, index_t last) {
@@ -180,9 +181,10 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     // The gradients that a step makes and those of the step after it in time, in turns.
     std::array<detail::BlockedFactor, 2> d_blocks{blocks(detail::Factor::second, batch, rows),
                                                   blocks(detail::Factor::second, batch, rows)};
-    context.for_parts(units, [&](index_t, index_t first, index_t last) {
-      weights_back.set<Scalar>(detail::view(w.data() + first, last - first, rows, units), true, first, 0);
-    });
+    if (!weights_back.empty())
+      context.for_parts(units, [&](index_t, index_t first, index_t last) {
+        weights_back.set<Scalar>(detail::view(w.data() + first, last - first, rows, units), true, first, 0);
+      });
     // The gradient of the state before position t, from the gates there; ended sequences hand theirs on.
     const auto back = [&](index_t part, index_t i, index_t first, index_t n) {
       const index_t t = reverse ? steps - 1 - i : i;

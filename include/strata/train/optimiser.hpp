@@ -33,32 +33,23 @@ void for_ranges(Context<Scalar>& context, index_t count, F&& f) {
   context.for_parts(count, [&](index_t, index_t first, index_t last) { f(first, last); });
 }
 
-/// Calls `update(first, count)` for runs of weights that may change, which together are all of them; runs fit the L1
-/// cache, so that an update may go over them several times.
-template <class Scalar, class F>
+/// Calls `update(part of each array...)` until it has had all weights that may change: with references to single
+/// numbers or with segments of the arrays, which fit the L1 cache, so that an update may go over them several times.
+template <class Scalar, class F, class... Arrays>
 void for_trainable(Context<Scalar>& context, const Parameter<Scalar>& parameter, const Trainable& trainable,
-                   F&& update) {
+                   const F& update, Arrays&... arrays) {
   constexpr index_t longest = 1024;
   if (parameter.strata.empty()) {
     if (trainable.frozen_below > 0 && parameter.level < trainable.frozen_below) return;
     return for_ranges(context, parameter.value.size(), [&](index_t first, index_t last) {
-      for (; first < last; first += longest) update(first, std::min(longest, last - first));
+      for (; first < last; first += longest) update(arrays.segment(first, std::min(longest, last - first))...);
     });
   }
-  const auto may_change = [&](index_t i) {
-    const std::uint8_t stratum = parameter.strata[static_cast<std::size_t>(i)];
-    return stratum != StratumMap::absent && stratum >= trainable.frozen_below;
-  };
+  // Weights of a level are scattered: one at a time is faster than segments of a few.
   for_ranges(context, parameter.value.size(), [&](index_t first, index_t last) {
-    while (first < last) {
-      if (!may_change(first)) {
-        ++first;
-        continue;
-      }
-      index_t end = first + 1;
-      while (end < std::min(last, first + longest) && may_change(end)) ++end;
-      update(first, end - first);
-      first = end;
+    for (index_t i = first; i < last; ++i) {
+      const std::uint8_t stratum = parameter.strata[static_cast<std::size_t>(i)];
+      if (stratum != StratumMap::absent && stratum >= trainable.frozen_below) update(arrays[i]...);
     }
   });
 }
@@ -88,17 +79,16 @@ class Sgd {
       const auto decay = static_cast<Scalar>(parameter.decay ? options_.decay : 0);
       const auto speed = static_cast<Scalar>(rate);
       const bool nesterov = options_.nesterov;
-      detail::for_trainable(context, parameter, trainable, [&](index_t first, index_t count) {
-        auto w = parameter.value.segment(first, count);
-        auto v = velocity_[p].segment(first, count);
-        const auto gradient = parameter.gradient.segment(first, count) + decay * w;
+      const auto update = [=](auto&& w, auto&& v, const auto& g) {
+        const auto gradient = g + decay * w;
         v = momentum * v + gradient;
         if (nesterov) {
           w -= speed * (gradient + momentum * v);
         } else {
           w -= speed * v;
         }
-      });
+      };
+      detail::for_trainable(context, parameter, trainable, update, parameter.value, velocity_[p], parameter.gradient);
     }
   }
 
@@ -151,15 +141,15 @@ class AdamW {
       const auto shrink = static_cast<Scalar>(decays && options_.decoupled ? 1 - rate * options_.decay : 1);
       const auto pull = static_cast<Scalar>(decays && !options_.decoupled ? options_.decay : 0);
       const auto epsilon = static_cast<Scalar>(options_.epsilon);
-      detail::for_trainable(context, parameter, trainable, [&](index_t first, index_t count) {
-        auto w = parameter.value.segment(first, count);
-        auto mean = mean_[p].segment(first, count);
-        auto square = square_[p].segment(first, count);
-        const auto gradient = parameter.gradient.segment(first, count) + pull * w;
+      const auto update = [=](auto&& w, auto&& mean, auto&& square, const auto& g) {
+        using std::sqrt;
+        const auto gradient = g + pull * w;
         mean += (1 - beta1) * (gradient - mean);
         square += (1 - beta2) * (gradient * gradient - square);
-        w = w * shrink - size * mean / (square.sqrt() * root + epsilon);
-      });
+        w = w * shrink - size * mean / (sqrt(square) * root + epsilon);
+      };
+      detail::for_trainable(context, parameter, trainable, update, parameter.value, mean_[p], square_[p],
+                            parameter.gradient);
     }
   }
 

@@ -97,8 +97,9 @@ class HalfBuffer {
     if (pool_) pool_->give_back(std::move(numbers_));
   }
 
-  /// Null if empty. Does not share the buffer's constness, as a handle.
-  [[nodiscard]] kernels::bfloat16* data() const noexcept { return const_cast<kernels::bfloat16*>(numbers_.data()); }
+  /// Null if empty.
+  [[nodiscard]] kernels::bfloat16* data() noexcept { return numbers_.data(); }
+  [[nodiscard]] const kernels::bfloat16* data() const noexcept { return numbers_.data(); }
 
  private:
   void swap(HalfBuffer& other) noexcept {
