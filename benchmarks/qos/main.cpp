@@ -65,7 +65,10 @@ struct Options {
   double margin = strata::RouterOptions{}.margin;
   double reserve_ms = 0;
   double patience_ms = static_cast<double>(strata::RouterOptions{}.patience.count()) / 1e6;
+  double patience_reserve_ms = static_cast<double>(strata::RouterOptions{}.patience_reserve.count()) / 1e6;
   double calm = strata::RouterOptions{}.calm;
+  double guard_ms = static_cast<double>(strata::RouterOptions{}.guard.count()) / 1e6;
+  double guard_share = strata::RouterOptions{}.guard_share;
   std::string estimator = "exponential";
 
   [[nodiscard]] strata::RouterOptions router() const {
@@ -74,7 +77,10 @@ struct Options {
     result.margin = margin;
     result.reserve = Duration(static_cast<std::int64_t>(reserve_ms * 1e6));
     result.patience = Duration(static_cast<std::int64_t>(patience_ms * 1e6));
+    result.patience_reserve = Duration(static_cast<std::int64_t>(patience_reserve_ms * 1e6));
     result.calm = calm;
+    result.guard = Duration(static_cast<std::int64_t>(guard_ms * 1e6));
+    result.guard_share = guard_share;
     result.slow_down.estimator = estimator == "kalman" ? strata::Estimator::kalman : strata::Estimator::exponential;
     return result;
   }
@@ -273,6 +279,8 @@ void run(const Options& options) {
                               {"confidence", options.confidence},
                               {"margin", options.margin},
                               {"reserve_ms", options.reserve_ms},
+                              {"guard_ms", options.guard_ms},
+                              {"guard_share", options.guard_share},
                               {"patience_ms", options.patience_ms},
                               {"patience_reserve_ms", static_cast<double>(routing.patience_reserve.count()) / 1e6},
                               {"calm", options.calm},
@@ -398,7 +406,15 @@ int main(int argc, char** argv) {
     command
         ->add_option("--patience", options.patience_ms, "milliseconds that a run goes on at its level, late as it is")
         ->capture_default_str();
+    command
+        ->add_option("--patience-reserve", options.patience_reserve_ms,
+                     "milliseconds that the lowest level must have to spare for that")
+        ->capture_default_str();
     command->add_option("--calm", options.calm, "lasting slow-down from which on it does not")->capture_default_str();
+    command->add_option("--guard", options.guard_ms, "milliseconds that the lowest level must have to spare in mid-run")
+        ->capture_default_str();
+    command->add_option("--guard-share", options.guard_share, "of a run's room, at most, for that")
+        ->capture_default_str();
     command->add_option("--estimator", options.estimator, "of the slow-down")
         ->check(CLI::IsMember({"exponential", "kalman"}))
         ->capture_default_str();

@@ -138,7 +138,7 @@ void run(const Options& options) {
   const std::string dense_path = options.out + "/fashion-dense.safetensors";
 
   const train::Recipe recipe = recipe_for(options);
-  train::Classification<float> task(training, {.flip = true});
+  train::Classification<float> task(training, {.variation = {.flip = true}});
   TrainingNet network({});
   train::initialise(network, options.seed);
   strata::ThreadPool pool(options.threads);

@@ -44,6 +44,8 @@ struct Options {
   double rate = 0.1;
   double sparse_rate = 0.05;
   double decay = 5e-4;
+  double smoothing = 0;
+  index_t hole = 0;
   double distillation = 0.8;
   double temperature = 3;
   int paths = 1;
@@ -181,7 +183,9 @@ Model save(const TrainingNet& network, int levels, const examples::NamedSplit& d
 std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& data,
                             const std::vector<strata::LevelBudget>& budgets, const std::string& name, int first_level) {
   const train::Dataset& training = data.split.train;
-  train::Classification<float> task(training, {.shift = options.dataset == "cifar10" ? 4 : 2, .flip = true});
+  train::Classification<float> task(
+      training, {.variation = {.shift = options.dataset == "cifar10" ? 4 : 2, .flip = true, .hole = options.hole},
+                 .smoothing = options.smoothing});
   const auto config = resnet::config_named(options.network, training.classes, training.shape).value();
   TrainingNet network(config);
   train::initialise(network, options.seed);
@@ -307,6 +311,10 @@ int main(int argc, char** argv) {
   app.add_option("--rate", options.rate, "learning rate of the dense phase")->capture_default_str();
   app.add_option("--sparse-rate", options.sparse_rate, "learning rate of the levels")->capture_default_str();
   app.add_option("--decay", options.decay, "weight decay")->capture_default_str();
+  app.add_option("--smoothing", options.smoothing, "of labels")->check(CLI::Range(0.0, 0.99))->capture_default_str();
+  app.add_option("--hole", options.hole, "side of a square that is blanked in every training picture, in pixels")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
   app.add_option("--distillation", options.distillation, "share of the loss that comes from the dense model")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();

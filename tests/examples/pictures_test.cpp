@@ -207,7 +207,7 @@ TEST_CASE("CIFAR-10's binary batches are read in order") {
   std::vector<std::uint8_t> labels;
   for (auto* target : {&a, &b}) {
     std::mt19937_64 random(9);
-    train.batch(indices.data(), 3, *target, labels, &random, 4, true);
+    train.batch(indices.data(), 3, *target, labels, &random, {.shift = 4, .flip = true});
   }
   CHECK(a == b);
 }

@@ -37,8 +37,10 @@ std::vector<int> path_of(const Router& router) {
   return levels;
 }
 
-/// Every stage counts in full, however short, and no lateness is waited out: stages of these tests take microseconds.
-const strata::RouterOptions no_slice{.slice = Duration::zero(), .patience = Duration::zero()};
+/// Every stage counts in full, however short, no lateness is waited out and nothing guarded: stages of these tests take
+/// microseconds.
+const strata::RouterOptions no_slice{
+    .slice = Duration::zero(), .patience = Duration::zero(), .guard = Duration::zero()};
 
 const TimePoint zero{Duration(5'000'000)};
 const std::vector<std::vector<double>> undisturbed(4, {1000, 2000, 4000});
@@ -163,6 +165,64 @@ TEST_CASE("a single delay is waited out as long as the lowest level stays safe")
   delayed[1] = {7000, 8000, 10000};
   request(slow, policy, zero, Duration(45000), zero, delayed, Level{2});
   CHECK(path_of(slow)[2] < 2);
+}
+
+TEST_CASE("the lowest level keeps its guard: a late delay drops a run that is still predicted to be in time") {
+  strata::RouterOptions options = no_slice;
+  options.slow_down.gain = 0.01;
+  const auto profile = flat_profile(6, {1000, 2000, 4000});
+  std::vector<std::vector<double>> delayed(6, {1000, 2000, 4000});
+  delayed[4] = {9000, 10000, 12000};
+  strata::Reroute policy;
+  const std::vector<int> full(6, 2);
+  Router bold(profile, options);
+  request(bold, policy, zero, Duration(40000), zero, delayed, Level{2});
+  CHECK(path_of(bold) == full);
+  // 28 us have passed when the last stage begins; 38.8 less 8 are kept.
+  options.guard = Duration(8000);
+  Router guarded(profile, options);
+  CHECK(request(guarded, policy, zero, Duration(40000), zero, delayed, Level{2}) == Duration(30000));
+  CHECK(path_of(guarded) == std::vector<int>{2, 2, 2, 2, 2, 1});
+  options.guard = Duration(10000);
+  Router strict(profile, options);
+  request(strict, policy, zero, Duration(40000), zero, delayed, Level{2});
+  CHECK(path_of(strict) == std::vector<int>{2, 2, 2, 2, 2, 0});
+  // The same delay at the start is made up by dropping later, if at all.
+  std::swap(delayed[0], delayed[4]);
+  Router early(profile, options);
+  request(early, policy, zero, Duration(45000), zero, delayed, Level{2});
+  CHECK(path_of(early) == full);
+  std::swap(delayed[0], delayed[4]);
+  // No more than a share of the room, and nothing where there is none.
+  options.guard_share = 0.1;
+  Router little(profile, options);
+  request(little, policy, zero, Duration(40000), zero, delayed, Level{2});
+  CHECK(path_of(little) == full);
+  options.guard_share = 0.75;
+  Router unlimited(profile, options);
+  request(unlimited, policy, zero, Duration::max(), zero, delayed, Level{2});
+  CHECK(path_of(unlimited) == full);
+  // A machine that is slower than the profile all the time has less room; its runs are not delayed.
+  Router slow(profile, options);
+  delayed.assign(6, {1300, 2600, 5200});
+  for (int i = 0; i < 60; ++i) request(slow, policy, zero, Duration::max(), zero, delayed, Level{2});
+  CHECK(std::abs(slow.slow_down().usual() - 1.3) < 0.01);
+  request(slow, policy, zero, Duration(40000), zero, delayed, Level{2});
+  CHECK(path_of(slow) == full);
+}
+
+TEST_CASE("the usual slow-down follows the machine and not what takes the core away now and then") {
+  strata::SlowDown slow;
+  for (int stage = 0; stage < 1000; ++stage) slow.observe(stage % 5 == 0 ? 5 : 1, 1, 0);
+  CHECK(slow.lasting() > 1.5);
+  CHECK(slow.usual() > 1);
+  CHECK(slow.usual() < 1.05);
+  for (int stage = 0; stage < 1000; ++stage) slow.observe(1.4, 1, 0);
+  CHECK(std::abs(slow.usual() - 1.4) < 0.01);
+  for (int stage = 0; stage < 1000; ++stage) slow.observe(0.9, 1, 0);
+  CHECK(std::abs(slow.usual() - 0.9) < 0.01);
+  slow.reset();
+  CHECK(slow.usual() == 1);
 }
 
 TEST_CASE("without disturbance every policy but the static and random ones keeps the fullest level at 1.5 x its time") {
@@ -386,6 +446,10 @@ TEST_CASE("profiles that are not whole and options out of range are refused") {
   CHECK_THROWS_AS(Router(good, {.slice = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.patience = Duration(-1)}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.patience_reserve = Duration(-1)}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.guard = Duration(-1)}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.guard_share = -0.1}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.guard_share = 1.1}), strata::Error);
+  CHECK_THROWS_AS(Router(good, {.guard_share = std::nan("")}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.calm = -1}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.calm = std::nan("")}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.gain = 0}}), strata::Error);

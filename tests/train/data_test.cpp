@@ -149,8 +149,9 @@ TEST_CASE("a batch holds the pictures and labels asked for, in that order and as
   for (const std::vector<std::uint32_t>& indices :
        {std::vector<std::uint32_t>{}, {0}, {6}, {3, 3, 1}, {6, 5, 4, 3, 2, 1, 0, 0}}) {
     INFO(indices.size() << " pictures");
-    // Shift and flip are for random batches only.
-    data.batch(indices.data(), static_cast<index_t>(indices.size()), batch, labels, nullptr, 2, true);
+    // Variations are for random batches only.
+    data.batch(indices.data(), static_cast<index_t>(indices.size()), batch, labels, nullptr,
+               {.shift = 2, .flip = true, .hole = 2});
     REQUIRE(labels.size() == indices.size());
     std::vector<float> expected;
     for (std::size_t i = 0; i < indices.size(); ++i) {
@@ -182,7 +183,7 @@ TEST_CASE("random batches are shifts and flips of their pictures, and all of tho
         const std::vector<std::uint32_t> indices = {2, 0, 3, 1};
         bool known = true;
         for (int round = 0; round < 1500; ++round) {
-          data.batch(indices.data(), 4, batch, labels, &random, shift, flip);
+          data.batch(indices.data(), 4, batch, labels, &random, {.shift = shift, .flip = flip});
           for (std::size_t i = 0; i < 4; ++i) {
             const auto start = batch.begin() + static_cast<index_t>(i) * shape.size();
             const std::vector<float> picture(start, start + shape.size());
@@ -196,6 +197,38 @@ TEST_CASE("random batches are shifts and flips of their pictures, and all of tho
       }
 }
 
+TEST_CASE("a hole is a square of the mean with its centre anywhere in the picture") {
+  for (const Shape& shape : {Shape{1, 5, 6}, Shape{3, 4, 4}, Shape{1, 7, 1}, Shape{2, 2, 3}})
+    for (const index_t hole : {1, 2, 3, 9}) {
+      INFO(shape.channels << " x " << shape.height << " x " << shape.width << " hole " << hole);
+      Dataset data = pictures(1, shape, 2);
+      data.normalise();
+      const std::vector<float> whole = moved(data, 0, 0, 0, false);
+      std::set<std::vector<float>> expected;
+      for (index_t row = 0; row < shape.height; ++row)
+        for (index_t column = 0; column < shape.width; ++column) {
+          std::vector<float> cut = whole;
+          for (index_t c = 0; c < shape.channels; ++c)
+            for (index_t y = 0; y < shape.height; ++y)
+              for (index_t x = 0; x < shape.width; ++x)
+                if (y >= row - hole / 2 && y < row - hole / 2 + hole && x >= column - hole / 2 &&
+                    x < column - hole / 2 + hole)
+                  cut[static_cast<std::size_t>((c * shape.height + y) * shape.width + x)] = 0;
+          expected.insert(cut);
+        }
+      std::set<std::vector<float>> seen;
+      std::mt19937_64 random(7);
+      std::vector<float> batch;
+      std::vector<std::uint8_t> labels;
+      const std::uint32_t index = 0;
+      for (int round = 0; round < 1000; ++round) {
+        data.batch(&index, 1, batch, labels, &random, {.hole = hole});
+        seen.insert(batch);
+      }
+      CHECK(seen == expected);
+    }
+}
+
 TEST_CASE("random batches follow from the state of their generator") {
   const Dataset data = pictures(6, {1, 6, 6}, 2);
   const std::vector<std::uint32_t> indices = {0, 1, 2, 3, 4, 5};
@@ -204,9 +237,9 @@ TEST_CASE("random batches follow from the state of their generator") {
   std::mt19937_64 a(1);
   std::mt19937_64 b(1);
   std::mt19937_64 c(2);
-  data.batch(indices.data(), 6, first, labels, &a, 2, true);
-  data.batch(indices.data(), 6, second, labels, &b, 2, true);
-  data.batch(indices.data(), 6, other, labels, &c, 2, true);
+  data.batch(indices.data(), 6, first, labels, &a, {.shift = 2, .flip = true, .hole = 3});
+  data.batch(indices.data(), 6, second, labels, &b, {.shift = 2, .flip = true, .hole = 3});
+  data.batch(indices.data(), 6, other, labels, &c, {.shift = 2, .flip = true, .hole = 3});
   CHECK(first == second);
   CHECK(first != other);
 }

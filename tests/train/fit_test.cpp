@@ -163,7 +163,7 @@ TEST_CASE("a run that was saved and restored ends with the same bits, from every
     for (const bool adamw : {false, true}) {
       train::Recipe recipe = small_recipe(arm);
       recipe.adamw = adamw;
-      Task task(data, {.shift = 1, .flip = true});
+      Task task(data, {.variation = {.shift = 1, .flip = true}});
       strata::ThreadPool two(2);
       strata::SerialExecutor one;
       Net whole({.width = 24});
@@ -253,7 +253,7 @@ TEST_CASE("a checkpoint of another run is refused and changes nothing") {
 
 TEST_CASE("a run goes on from another run's dense model to the bits that it reaches from the start") {
   const train::Dataset data = stripes(96);
-  Task task(data, {.flip = true});
+  Task task(data, {.variation = {.flip = true}});
   strata::SerialExecutor executor;
   Net first({.width = 24});
   Trainer joint(first, task, small_recipe(train::Arm::joint), executor);

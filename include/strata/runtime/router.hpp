@@ -34,6 +34,11 @@ struct RouterOptions {
   Duration patience = std::chrono::milliseconds(4);
   Duration patience_reserve = std::chrono::milliseconds(6);
   double calm = 1.2;
+  /// A level is kept, or chosen in mid-run, only if the lowest level from the next stage on would be in time with so
+  /// much to spare, two time slices of the scheduler: the later in a run a delay comes, the less is left to drop. At
+  /// most `guard_share` of the room between an undisturbed run at the highest level and the limit.
+  Duration guard = std::chrono::milliseconds(8);
+  double guard_share = 0.75;
   SlowDownOptions slow_down{};
 };
 
@@ -69,6 +74,9 @@ class RoutePoint {
   [[nodiscard]] Duration predicted_finish(Level level) const noexcept;
   /// Whether that keeps the limit less margin and reserve.
   [[nodiscard]] bool meets(Level level) const noexcept;
+  /// Whether the lowest level behind a stage at `level` would be in time with the options' guard to spare, if nothing
+  /// else disturbs than has for long.
+  [[nodiscard]] bool guarded(Level level) const noexcept;
   /// Whether the options' patience allows `level()` for the stage that is about to begin, late as it is.
   [[nodiscard]] bool may_wait() const noexcept;
   /// The highest level up to `cap` that meets the limit, otherwise the lowest.
@@ -79,8 +87,9 @@ class RoutePoint {
   }
   /// The same, but does not drop below `level()` while it may wait: for all but the start of a run.
   [[nodiscard]] Level highest_in_time(Level cap) const noexcept {
-    const Level level = highest_meeting(cap);
-    return level < level_ && may_wait() ? level_ : level;
+    Level level = cap;
+    while (level.index > 0 && !(meets(level) && guarded(level))) --level.index;
+    return level < level_ && guarded(level_) && may_wait() ? level_ : level;
   }
 
  private:
@@ -125,6 +134,8 @@ class Router {
     require(options.patience_reserve >= Duration::zero(), "patience_reserve", "0 or more",
             static_cast<double>(options.patience_reserve.count()));
     require(options.calm >= 0, "calm", "0 or more", options.calm);
+    require(options.guard >= Duration::zero(), "guard", "0 or more", static_cast<double>(options.guard.count()));
+    require(options.guard_share >= 0 && options.guard_share <= 1, "guard_share", "0 to 1", options.guard_share);
     require(slow.gain > 0 && slow.gain <= 1, "slow_down.gain", "above 0, at most 1", slow.gain);
     require(slow.lasting_gain >= 0 && slow.lasting_gain <= 1, "slow_down.lasting_gain", "0 to 1", slow.lasting_gain);
     require(slow.process_noise > 0, "slow_down.process_noise", "above 0", slow.process_noise);
@@ -179,6 +190,8 @@ class Router {
     late_at_start_ = expired(elapsed());
     const RoutePoint point = make_point(highest);
     const Entry& whole = at(0, highest);
+    const double room = kept_until(limit_) - static_cast<double>(elapsed().count()) - slow_down_.usual() * whole.rest;
+    guard_ = std::clamp(options_.guard_share * room, 0.0, static_cast<double>(options_.guard.count()));
     in_time_at_start_ = keeps(static_cast<double>(elapsed().count()) + whole.rest + whole.spread, limit_);
     const Level level = choose(policy, point);
     first_prediction_ = point.predicted_finish(level);
@@ -233,11 +246,15 @@ class Router {
     return stage + 1 < stages_ ? next + predicted_rest(stage + 1, Level{0}) : next;
   }
 
+  /// The same at the lasting slow-down, the stages' medians and with the present run's guard on top.
+  [[nodiscard]] double guarded_drop(int stage, Level level) const noexcept {
+    const double rest = stage + 1 < stages_ ? at(stage + 1, Level{0}).rest : 0;
+    return slow_down_.usual() * (at(stage, level).stage + rest) + guard_;
+  }
+
   /// Whether `finish` nanoseconds after arrival keep `limit` less margin and reserve.
   [[nodiscard]] bool keeps(double finish, Duration limit) const noexcept {
-    if (limit == Duration::max()) return true;
-    return finish <=
-           static_cast<double>(limit.count()) * (1 - options_.margin) - static_cast<double>(options_.reserve.count());
+    return limit == Duration::max() || finish <= kept_until(limit);
   }
 
  private:
@@ -255,6 +272,10 @@ class Router {
                   static_cast<std::size_t>(level.index)];
   }
   [[nodiscard]] Duration elapsed() const noexcept { return detail::since(arrival_, last_); }
+  /// `limit` less margin and reserve, in nanoseconds.
+  [[nodiscard]] double kept_until(Duration limit) const noexcept {
+    return static_cast<double>(limit.count()) * (1 - options_.margin) - static_cast<double>(options_.reserve.count());
+  }
   [[nodiscard]] bool expired(Duration elapsed) const noexcept {
     return limit_ != Duration::max() && (limit_ <= Duration::zero() || elapsed >= limit_);
   }
@@ -332,7 +353,8 @@ class Router {
   Level highest_;
   static constexpr Duration never_late = Duration::max();
   Duration late_since_ =
-      never_late;  ///< time since arrival from which on staying at the level was predicted to be late
+      never_late;     ///< time since arrival from which on staying at the level was predicted to be late
+  double guard_ = 0;  ///< nanoseconds, of the present run
   Duration first_prediction_{};
   Duration last_prediction_{};
   bool late_at_start_ = false;
@@ -362,6 +384,10 @@ inline Duration RoutePoint::predicted_finish(Level level) const noexcept {
 
 inline bool RoutePoint::meets(Level level) const noexcept {
   return router_.keeps(static_cast<double>(elapsed_.count()) + router_.predicted_rest(step_, level), limit_);
+}
+
+inline bool RoutePoint::guarded(Level level) const noexcept {
+  return router_.keeps(static_cast<double>(elapsed_.count()) + router_.guarded_drop(step_, level), limit_);
 }
 
 inline bool RoutePoint::may_wait() const noexcept {

@@ -2,6 +2,7 @@
 // What follows from it for the choice of levels is runtime/router.hpp's business.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -33,6 +34,8 @@ class SlowDown {
   /// Ratios are cut to this range: a clock that jumped must not spoil the estimate for long.
   static constexpr double least = 1.0 / 16;
   static constexpr double most = 64;
+  /// See `usual`: above the jitter of a stage, below what a lost time slice does to one.
+  static constexpr double usual_step = 0.1;
 
   SlowDown() = default;
   explicit SlowDown(const SlowDownOptions& options) noexcept
@@ -41,6 +44,9 @@ class SlowDown {
   [[nodiscard]] double mean() const noexcept { return mean_; }
   /// The mean over some 50 stages of length 1 instead of the last one or two: what a single delay does not move.
   [[nodiscard]] double lasting() const noexcept { return lasting_; }
+  /// The same, but a stage moves it as if its ratio were at most `usual_step` away (Huber's estimate of location): how
+  /// slow the machine is at present, whatever takes the core away now and then.
+  [[nodiscard]] double usual() const noexcept { return usual_; }
   /// Of the slow-down that the next stage will meet.
   [[nodiscard]] double deviation() const noexcept {
     return std::sqrt(options_.estimator == Estimator::kalman ? variance_ + process_noise_ : variance_);
@@ -52,7 +58,9 @@ class SlowDown {
   void observe(double ratio, double length, double noise) noexcept {
     if (!(ratio > 0)) return;
     ratio = ratio < least ? least : (ratio > most ? most : ratio);
-    lasting_ += (1 - std::pow(1 - options_.lasting_gain, length)) * (ratio - lasting_);
+    const double lasting_gain = 1 - std::pow(1 - options_.lasting_gain, length);
+    lasting_ += lasting_gain * (ratio - lasting_);
+    usual_ += lasting_gain * std::clamp(ratio - usual_, -usual_step, usual_step);
     const double innovation = ratio - mean_;
     if (options_.estimator == Estimator::exponential) {
       const double retained = std::pow(1 - options_.gain, length);
@@ -76,6 +84,7 @@ class SlowDown {
   SlowDownOptions options_{};
   double mean_ = 1;
   double lasting_ = 1;
+  double usual_ = 1;
   double variance_ = 0;
   double process_noise_ = 0;
 };

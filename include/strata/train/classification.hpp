@@ -21,8 +21,7 @@ namespace strata::train {
 
 /// How pictures are varied in training, and the target's smoothing.
 struct ClassificationOptions {
-  index_t shift = 0;     ///< pixels, at most, in every direction
-  bool flip = false;     ///< left and right, half the time
+  Variation variation;
   double smoothing = 0;  ///< of labels, in [0, 1)
 };
 
@@ -45,16 +44,17 @@ class Classification {
     std::uint64_t hash = 1469598103934665603U;  // FNV-1a
     for (const std::uint8_t byte : data_.pixels) hash = (hash ^ byte) * 1099511628211U;
     for (const std::uint8_t byte : data_.labels) hash = (hash ^ byte) * 1099511628211U;
+    const Variation& variation = options_.variation;
     return std::to_string(data_.size()) + " pictures, " + std::to_string(hash) + ", shift " +
-           std::to_string(options_.shift) + ", flip " + std::to_string(options_.flip) + ", smoothing " +
-           std::to_string(options_.smoothing);
+           std::to_string(variation.shift) + ", flip " + std::to_string(variation.flip) + ", smoothing " +
+           std::to_string(options_.smoothing) +
+           (variation.hole > 0 ? ", hole " + std::to_string(variation.hole) : std::string());
   }
 
   /// Makes samples `indices` the current batch; variations follow from `seed` alone.
   void load(std::span<const std::uint32_t> indices, std::uint64_t seed) {
     std::mt19937_64 random(seed);
-    data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_, &random, options_.shift,
-                options_.flip);
+    data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_, &random, options_.variation);
   }
   /// As `load`, without variations.
   void load_plain(std::span<const std::uint32_t> indices) {

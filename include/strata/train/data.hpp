@@ -16,6 +16,33 @@
 
 namespace strata::train {
 
+/// How pictures are varied in training.
+struct Variation {
+  index_t shift = 0;  ///< pixels, at most, in every direction; zeros come in
+  bool flip = false;  ///< left and right, half the time
+  index_t hole = 0;   ///< side of a square of the mean value, its centre anywhere in the picture (arXiv 1708.04552)
+};
+
+namespace detail {
+
+/// Sets a square of `picture` to the mean, which is zero once normalised. What of it lies outside is lost.
+inline void cut_hole(float* picture, const Shape& shape, index_t hole, std::mt19937_64& random) {
+  const auto anywhere = [&](index_t extent) {
+    return static_cast<index_t>(random() % static_cast<std::uint64_t>(extent)) - hole / 2;
+  };
+  const index_t top = anywhere(shape.height);
+  const index_t left = anywhere(shape.width);
+  const index_t first = std::max<index_t>(0, left);
+  const index_t last = std::min(shape.width, left + hole);
+  for (index_t c = 0; c < shape.channels; ++c)
+    for (index_t y = std::max<index_t>(0, top); y < std::min(shape.height, top + hole); ++y) {
+      float* row = picture + (c * shape.height + y) * shape.width;
+      std::fill(row + first, row + last, 0.0F);
+    }
+}
+
+}  // namespace detail
+
 /// Pictures of bytes, [picture][channel][row][column], and a label each.
 struct Dataset {
   Shape shape;
@@ -59,11 +86,11 @@ struct Dataset {
     return part;
   }
 
-  /// Normalised pictures `indices` as batch x channels x height x width, and their labels. With `random` each is
-  /// shifted by up to `shift` pixels (zeros come in) and flipped half the time if `flip`.
+  /// Normalised pictures `indices` as batch x channels x height x width, and their labels; with `random` each
+  /// is varied.
   void batch(const std::uint32_t* indices, index_t count, std::vector<float>& pictures,
-             std::vector<std::uint8_t>& batch_labels, std::mt19937_64* random = nullptr, index_t shift = 0,
-             bool flip = false) const {
+             std::vector<std::uint8_t>& batch_labels, std::mt19937_64* random = nullptr,
+             const Variation& variation = {}) const {
     pictures.assign(static_cast<std::size_t>(count * shape.size()), static_cast<float>(-mean / deviation));
     batch_labels.resize(static_cast<std::size_t>(count));
     std::array<float, 256> values;
@@ -72,10 +99,10 @@ struct Dataset {
     for (index_t i = 0; i < count; ++i) {
       const index_t source = static_cast<index_t>(indices[i]) * shape.size();
       batch_labels[static_cast<std::size_t>(i)] = labels[indices[i]];
-      const auto span = static_cast<std::uint64_t>(2 * shift + 1);
-      const index_t dy = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - shift;
-      const index_t dx = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - shift;
-      const bool mirrored = random != nullptr && flip && (*random)() % 2 == 0;
+      const auto span = static_cast<std::uint64_t>(2 * variation.shift + 1);
+      const index_t dy = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - variation.shift;
+      const index_t dx = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - variation.shift;
+      const bool mirrored = random != nullptr && variation.flip && (*random)() % 2 == 0;
       for (index_t c = 0; c < shape.channels; ++c)
         for (index_t y = std::max<index_t>(0, dy); y < std::min(shape.height, shape.height + dy); ++y)
           for (index_t x = std::max<index_t>(0, dx); x < std::min(shape.width, shape.width + dx); ++x) {
@@ -84,6 +111,8 @@ struct Dataset {
             pictures[static_cast<std::size_t>(((i * shape.channels + c) * shape.height + y) * shape.width + x)] =
                 values[pixels[static_cast<std::size_t>(from)]];
           }
+      if (random != nullptr && variation.hole > 0)
+        detail::cut_hole(pictures.data() + i * shape.size(), shape, variation.hole, *random);
     }
   }
 };
