@@ -282,7 +282,7 @@ void run(const Options& options) {
                               {"guard_ms", options.guard_ms},
                               {"guard_share", options.guard_share},
                               {"patience_ms", options.patience_ms},
-                              {"patience_reserve_ms", static_cast<double>(routing.patience_reserve.count()) / 1e6},
+                              {"patience_reserve_ms", options.patience_reserve_ms},
                               {"calm", options.calm},
                               {"quiet", options.quiet},
                               {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
