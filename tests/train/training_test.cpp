@@ -1,8 +1,12 @@
 // Losses, optimisers, schedules and the allocation of levels, and all of them together on a task that can be learnt.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include <strata/runtime/session.hpp>
 #include <strata/runtime/thread_pool.hpp>
@@ -57,6 +61,54 @@ TEST_CASE("levels nest, hold both bounds and nearly use up the one that binds") 
       CHECK(std::max(count.weight_share() / budget.weights, count.flop_share() / budget.flops) > 0.97);
     }
     CHECK(static_cast<double>(counts[0].nnz[0]) >= 0.3 * 72);
+  }
+}
+
+TEST_CASE("rankings of weights are those of a plain sort, ties and frozen weights included") {
+  std::mt19937 random(3);
+  for (const std::size_t size : {1U, 2U, 2047U, 5000U}) {
+    train::Parameter<float> weight({1, static_cast<index_t>(size)}, 0);
+    std::normal_distribution<float> normal;
+    for (float& w : weight.value) w = std::round(normal(random) * 20) / 8 * (random() % 50 == 0 ? 1e-40F : 1.0F);
+    weight.strata.resize(size);
+    for (std::uint8_t& stratum : weight.strata) stratum = random() % 4 == 0 ? 0 : strata::StratumMap::absent;
+    const std::vector<train::PrunableLayer<float>> layers{{.weight = &weight}};
+    for (const int frozen_below : {0, 1}) {
+      std::vector<std::uint32_t> expected(size);
+      std::iota(expected.begin(), expected.end(), 0U);
+      std::stable_sort(expected.begin(), expected.end(), [&](std::uint32_t a, std::uint32_t b) {
+        const bool frozen_a = layers[0].frozen(a, frozen_below);
+        const bool frozen_b = layers[0].frozen(b, frozen_below);
+        return frozen_a != frozen_b ? frozen_a : layers[0].magnitude(a) > layers[0].magnitude(b);
+      });
+      CHECK(train::detail::ranking_of(layers, frozen_below)[0] == expected);
+    }
+  }
+}
+
+TEST_CASE("the largest of several sorted lists are those of one sorted list, ties included") {
+  std::mt19937 random(4);
+  for (int trial = 0; trial < 100; ++trial) {
+    std::vector<std::vector<double>> lists(1 + random() % 4);
+    std::vector<std::size_t> begins;
+    std::vector<std::size_t> ends;
+    std::vector<std::pair<double, std::size_t>> all;  // minus the score, list
+    for (std::size_t l = 0; l < lists.size(); ++l) {
+      lists[l].resize(random() % 30);
+      const double scale = std::pow(10.0, static_cast<double>(random() % 9) - 4);
+      for (double& score : lists[l]) score = scale * (static_cast<double>(random() % 11) - 5);  // -0.0 among them
+      std::sort(lists[l].rbegin(), lists[l].rend());
+      begins.push_back(random() % (lists[l].size() + 1));
+      ends.push_back(lists[l].size());
+      for (std::size_t i = begins[l]; i < ends[l]; ++i) all.emplace_back(-lists[l][i], l);
+    }
+    std::sort(all.begin(), all.end());
+    std::vector<std::size_t> expected = begins;
+    for (std::size_t chosen = 0; chosen <= all.size(); ++chosen) {
+      const auto score = [&](std::size_t l, std::size_t i) { return lists[l][i]; };
+      CHECK(train::detail::take_largest(begins, ends, chosen, score) == expected);
+      if (chosen < all.size()) ++expected[all[chosen].second];
+    }
   }
 }
 
