@@ -57,19 +57,22 @@ inline constexpr index_t bfloat16_lanes = 16;
 inline constexpr index_t bfloat16_depth = 32;
 inline constexpr index_t bfloat16_block = bfloat16_rows * bfloat16_depth;  ///< elements of a or b
 
-/// A sum of block products: `count` of them, a's `a_step` apart, the i-th b at `b + starts[i]`, or `i * bfloat16_block`
-/// further if `starts` is null. Steps count elements.
+/// A sum of block products: `count` of them, the i-th a at `a + a_starts[i]` and the i-th b at `b + b_starts[i]`, or
+/// blocks side by side where starts are null. Steps and starts count elements.
 struct Bfloat16Sum {
   const bfloat16* a = nullptr;
   index_t a_row_step = bfloat16_depth;
-  index_t a_step = bfloat16_block;
+  const index_t* a_starts = nullptr;
   const bfloat16* b = nullptr;
-  const index_t* starts = nullptr;
+  const index_t* b_starts = nullptr;
   index_t count = 0;
 
   [[nodiscard]] index_t a_row_bytes() const noexcept { return a_row_step * static_cast<index_t>(sizeof(bfloat16)); }
-  [[nodiscard]] const bfloat16* b_at(index_t i) const noexcept {
-    return b + (starts == nullptr ? i * bfloat16_block : starts[i]);
+  [[nodiscard]] index_t a_start(index_t i) const noexcept {
+    return a_starts == nullptr ? i * bfloat16_block : a_starts[i];
+  }
+  [[nodiscard]] index_t b_start(index_t i) const noexcept {
+    return b_starts == nullptr ? i * bfloat16_block : b_starts[i];
   }
 };
 
@@ -94,8 +97,8 @@ void bfloat16_scalar(const Bfloat16Sum& sum, const Bfloat16Target& target) noexc
       float total = 0;
       for (index_t i = 0; i < sum.count; ++i)
         for (index_t k = 0; k < bfloat16_depth; ++k)
-          total += from_bfloat16(sum.a[i * sum.a_step + row * sum.a_row_step + k]) *
-                   from_bfloat16(sum.b_at(i)[(k / 2 * bfloat16_lanes + lane) * 2 + k % 2]);
+          total += from_bfloat16(sum.a[sum.a_start(i) + row * sum.a_row_step + k]) *
+                   from_bfloat16(sum.b[sum.b_start(i) + (k / 2 * bfloat16_lanes + lane) * 2 + k % 2]);
       float& c = target.c[row * target.row_step + lane];
       c = add ? c + total : total;
     }
@@ -146,8 +149,8 @@ void bfloat16_vectors(const Bfloat16Sum& sum, const Bfloat16Target& wanted) noex
     for (std::size_t row = 0; row < rows; ++row)
       sums[row] = add ? _mm512_loadu_ps(target.c + static_cast<index_t>(row) * target.row_step) : _mm512_setzero_ps();
     for (index_t i = 0; i < sum.count; ++i) {
-      const bfloat16* const a = sum.a + i * sum.a_step;
-      const bfloat16* const b = sum.b_at(i);
+      const bfloat16* const a = sum.a + sum.a_start(i);
+      const bfloat16* const b = sum.b + sum.b_start(i);
       for (index_t pair = 0; pair < bfloat16_depth / 2; ++pair) {
         const auto inputs = std::bit_cast<__m512bh>(_mm512_loadu_si512(b + pair * 2 * bfloat16_lanes));
 #pragma GCC unroll 16
@@ -226,48 +229,30 @@ void bfloat16_tile(const Bfloat16Sum& sum, const Bfloat16Target& wanted) noexcep
       _tile_zero(0);
     }
     for (index_t i = 0; i < sum.count; ++i) {
-      _tile_loadd(4, sum.a + i * sum.a_step, sum.a_row_bytes());
-      _tile_loadd(6, sum.b_at(i), tile_bytes_of_row);
+      _tile_loadd(4, sum.a + sum.a_start(i), sum.a_row_bytes());
+      _tile_loadd(6, sum.b + sum.b_start(i), tile_bytes_of_row);
       _tile_dpbf16ps(0, 4, 6);
     }
     _tile_stored(0, target.c, target.row_bytes());
   });
 }
 
-/// Four new sums with one a, whose b's are `b_step` elements apart: pixels of a product.
-inline void bfloat16_tile_row(const Bfloat16Sum& sum, index_t b_step,
-                              const std::array<Bfloat16Target, 4>& targets) noexcept {
-  begin_tiles<false>(targets);
+/// Four sums with one a, whose b's begin at `b`: pixels of a product, or taps of a gradient.
+template <bool add>
+void bfloat16_tile_row(const Bfloat16Sum& sum, const std::array<const bfloat16*, 4>& b,
+                       const std::array<Bfloat16Target, 4>& targets) noexcept {
+  begin_tiles<add>(targets);
   for (index_t i = 0; i < sum.count; ++i) {
-    const bfloat16* const b = sum.b_at(i);
-    _tile_loadd(4, sum.a + i * sum.a_step, sum.a_row_bytes());
-    _tile_loadd(5, b, tile_bytes_of_row);
+    const index_t at = sum.b_start(i);
+    _tile_loadd(4, sum.a + sum.a_start(i), sum.a_row_bytes());
+    _tile_loadd(5, b[0] + at, tile_bytes_of_row);
     _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, b + b_step, tile_bytes_of_row);
+    _tile_loadd(6, b[1] + at, tile_bytes_of_row);
     _tile_dpbf16ps(1, 4, 6);
-    _tile_loadd(7, b + 2 * b_step, tile_bytes_of_row);
+    _tile_loadd(7, b[2] + at, tile_bytes_of_row);
     _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, b + 3 * b_step, tile_bytes_of_row);
+    _tile_loadd(5, b[3] + at, tile_bytes_of_row);
     _tile_dpbf16ps(3, 4, 5);
-  }
-  end_tiles(targets);
-}
-
-/// Adds to four sums with one b, whose a's begin at `a`: taps of a gradient.
-inline void bfloat16_tile_column(const Bfloat16Sum& sum, const std::array<const bfloat16*, 4>& a,
-                                 const std::array<Bfloat16Target, 4>& targets) noexcept {
-  begin_tiles<true>(targets);
-  for (index_t i = 0; i < sum.count; ++i) {
-    const index_t at = i * sum.a_step;
-    _tile_loadd(4, sum.b_at(i), tile_bytes_of_row);
-    _tile_loadd(5, a[0] + at, sum.a_row_bytes());
-    _tile_dpbf16ps(0, 5, 4);
-    _tile_loadd(6, a[1] + at, sum.a_row_bytes());
-    _tile_dpbf16ps(1, 6, 4);
-    _tile_loadd(7, a[2] + at, sum.a_row_bytes());
-    _tile_dpbf16ps(2, 7, 4);
-    _tile_loadd(5, a[3] + at, sum.a_row_bytes());
-    _tile_dpbf16ps(3, 5, 4);
   }
   end_tiles(targets);
 }
@@ -278,8 +263,8 @@ void bfloat16_tile_square(const Bfloat16Sum& sum, index_t a_second, index_t b_st
                           const std::array<Bfloat16Target, 4>& targets) noexcept {
   begin_tiles<add>(targets);
   for (index_t i = 0; i < sum.count; ++i) {
-    const bfloat16* const a = sum.a + i * sum.a_step;
-    const bfloat16* const b = sum.b_at(i);
+    const bfloat16* const a = sum.a + sum.a_start(i);
+    const bfloat16* const b = sum.b + sum.b_start(i);
     _tile_loadd(4, a, sum.a_row_bytes());
     _tile_loadd(6, b, tile_bytes_of_row);
     _tile_dpbf16ps(0, 4, 6);
@@ -388,7 +373,7 @@ void bfloat16_product(const Bfloat16Input& input, const bfloat16* weights,
     for (index_t y = 0; y < output.lines; ++y) {
       Bfloat16Sum sum;
       sum.a = weights;
-      sum.starts = input.starts;
+      sum.b_starts = input.starts;
       sum.count = input.blocks;
       index_t x = 0;
       const auto at = [&](index_t pixel) { sum.b = input.source + y * input.line_step + pixel * input.pixel_step; };
@@ -404,7 +389,9 @@ void bfloat16_product(const Bfloat16Input& input, const bfloat16* weights,
         }
         for (; !two && x + 4 <= output.pixels; x += 4) {
           at(x);
-          detail::bfloat16_tile_row(sum, input.pixel_step, targets);
+          detail::bfloat16_tile_row<false>(
+              sum, {sum.b, sum.b + input.pixel_step, sum.b + 2 * input.pixel_step, sum.b + 3 * input.pixel_step},
+              targets);
           for (std::size_t i = 0; i < 4; ++i) store(i, row, y, x + static_cast<index_t>(i));
         }
       }
@@ -426,78 +413,62 @@ void bfloat16_product(const Bfloat16Input& input, const bfloat16* weights,
   }
 }
 
-/// Up to 16 channels of inputs arranged by `to_planes` and what their taps meet in output pixel (0, 0) of a run:
-/// channel c at `source + starts[tap] + c * plane_step`, lines `line_step` apart, pixels side by side.
-struct Bfloat16Planes {
-  const bfloat16* source = nullptr;
-  index_t plane_step = 0;
-  index_t line_step = 0;
-  const index_t* starts = nullptr;
-  index_t taps = 0;
-  index_t channels = 0;
+/// A gradient by outputs and the inputs that it meets, in pairs of pixels side by side. The i-th pair of row r of `dy`,
+/// arranged by `to_planes`, is at `dy + dy_starts[i] + r * dy_row_step`; what it meets through a tap, up to 16 channels
+/// arranged by `to_picture_pairs`, at `x + taps[tap] + x_starts[i]`, the next 16 channels `x_step` further.
+struct Bfloat16Pixels {
+  const bfloat16* dy = nullptr;
+  index_t dy_row_step = 0;
+  const index_t* dy_starts = nullptr;
+  const bfloat16* x = nullptr;
+  index_t x_step = 0;
+  const index_t* x_starts = nullptr;
+  index_t pairs = 0;
+  const index_t* taps = nullptr;
+  index_t tap_count = 0;
 };
 
-/// sums[(tap * channels + channel) * step + row] += sum over pixels and lanes of dy[row] x input[tap, channel]. `dy`:
-/// up to 16 rows arranged by `to_picture_pairs`, an even number of pixels in each of the lines (zeros where there is
-/// none). A `Bfloat16Registers<unit>` lives meanwhile.
+/// sums[row * row_step + tap * tap_step + channel] += sum over pixels and lanes of dy[row] x input[tap, channel]. Up to
+/// 16 rows and channels, or 32 of both. A `Bfloat16Registers<unit>` lives meanwhile.
 template <Bfloat16Unit unit>
-void bfloat16_weight_gradient(const Bfloat16Planes& input, const bfloat16* dy, index_t lines, index_t pixels,
-                              index_t rows, float* sums, index_t step) noexcept {
-  const auto target = [&](index_t tap) {
-    return detail::Bfloat16Target{sums + tap * input.channels * step, step, input.channels, rows};
+void bfloat16_weight_gradient(const Bfloat16Pixels& pixels, index_t rows, index_t channels, float* sums,
+                              index_t row_step, index_t tap_step) noexcept {
+  Bfloat16Sum sum;
+  sum.a = pixels.dy;
+  sum.a_row_step = pixels.dy_row_step;
+  sum.a_starts = pixels.dy_starts;
+  sum.b_starts = pixels.x_starts;
+  sum.count = pixels.pairs;
+  const auto b = [&](index_t tap) { return pixels.x + pixels.taps[tap]; };
+  const auto target = [&](index_t tap, index_t row, index_t channel) {
+    return detail::Bfloat16Target{sums + row * row_step + tap * tap_step + channel, row_step,
+                                  std::min(bfloat16_rows, rows - row), std::min(bfloat16_lanes, channels - channel)};
   };
-  // A line after the other, so that what its taps share stays in the L1 cache.
-  for (index_t y = 0; y < lines; ++y, dy += pixels / 2 * bfloat16_block) {
-    Bfloat16Sum sum;
-    sum.a_row_step = input.plane_step;
-    sum.a_step = bfloat16_depth;
-    sum.b = dy;
-    sum.count = pixels / 2;
-    const auto a = [&](index_t tap) { return input.source + input.starts[tap] + y * input.line_step; };
-    index_t tap = 0;
+  index_t tap = 0;
 #if defined(STRATA_BFLOAT16_TILES)
-    if constexpr (unit == Bfloat16Unit::tiles)
-      for (; tap + 4 <= input.taps && target(tap).whole(); tap += 4)
-        detail::bfloat16_tile_column(sum, {a(tap), a(tap + 1), a(tap + 2), a(tap + 3)},
-                                     {target(tap), target(tap + 1), target(tap + 2), target(tap + 3)});
-#endif
-    for (; tap < input.taps; ++tap) {
-      sum.a = a(tap);
-      detail::bfloat16_one<unit, true>(sum, target(tap));
+  if constexpr (unit == Bfloat16Unit::tiles) {
+    if (rows > bfloat16_rows) {
+      for (; tap < pixels.tap_count; ++tap) {
+        sum.b = b(tap);
+        detail::bfloat16_tile_square<true>(sum, bfloat16_rows * pixels.dy_row_step, pixels.x_step,
+                                           {target(tap, 0, 0), target(tap, 0, bfloat16_lanes),
+                                            target(tap, bfloat16_rows, 0), target(tap, bfloat16_rows, bfloat16_lanes)});
+      }
+      return;
     }
+    for (; tap + 4 <= pixels.tap_count && target(tap, 0, 0).whole(); tap += 4)
+      detail::bfloat16_tile_row<true>(
+          sum, {b(tap), b(tap + 1), b(tap + 2), b(tap + 3)},
+          {target(tap, 0, 0), target(tap + 1, 0, 0), target(tap + 2, 0, 0), target(tap + 3, 0, 0)});
   }
-}
-
-/// As `bfloat16_weight_gradient` for one tap, 32 channels and 32 rows, the second 16 of which are `dy_step` elements
-/// behind the first ones in `dy`.
-template <Bfloat16Unit unit>
-void bfloat16_pointwise_gradient(const Bfloat16Planes& input, const bfloat16* dy, index_t dy_step, index_t lines,
-                                 index_t pixels, float* sums, index_t step) noexcept {
-  const index_t a_second = bfloat16_rows * input.plane_step;
-  const auto target = [&](index_t channel, index_t row) {
-    return detail::Bfloat16Target{sums + channel * step + row, step};
-  };
-  const std::array<detail::Bfloat16Target, 4> targets{target(0, 0), target(0, 16), target(16, 0), target(16, 16)};
-  for (index_t y = 0; y < lines; ++y, dy += pixels / 2 * bfloat16_block) {
-    Bfloat16Sum sum;
-    sum.a = input.source + input.starts[0] + y * input.line_step;
-    sum.a_row_step = input.plane_step;
-    sum.a_step = bfloat16_depth;
-    sum.b = dy;
-    sum.count = pixels / 2;
-#if defined(STRATA_BFLOAT16_TILES)
-    if constexpr (unit == Bfloat16Unit::tiles) {
-      detail::bfloat16_tile_square<true>(sum, a_second, dy_step, targets);
-      continue;
-    }
 #endif
-    for (std::size_t i = 0; i < targets.size(); ++i) {
-      Bfloat16Sum one = sum;
-      one.a += i / 2 == 0 ? 0 : a_second;
-      one.b += i % 2 == 0 ? 0 : dy_step;
-      detail::bfloat16_one<unit, true>(one, targets[i]);
-    }
-  }
+  for (; tap < pixels.tap_count; ++tap)
+    for (index_t row = 0; row < rows; row += bfloat16_rows)
+      for (index_t channel = 0; channel < channels; channel += bfloat16_lanes) {
+        sum.a = pixels.dy + row * pixels.dy_row_step;
+        sum.b = b(tap) + channel / bfloat16_lanes * pixels.x_step;
+        detail::bfloat16_one<unit, true>(sum, target(tap, row, channel));
+      }
 }
 
 /// Arranges `channels` vectors of 16 pictures, of pixels `pixel_step` apart, as [channel / 2][picture][channel % 2],

@@ -1,6 +1,7 @@
 // What training changes: a named array with its gradient and, for weights that may be pruned, the level of each entry.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -41,6 +42,27 @@ struct Parameter {
     if (strata.empty()) return true;
     const std::uint8_t stratum = strata[static_cast<std::size_t>(i)];
     return stratum != StratumMap::absent && stratum <= at.index;
+  }
+  /// Copies the values from the `first` on, zeros for those that the level lacks.
+  void copy_values(index_t first, index_t count, Level at, Scalar* to) const {
+    for_held(first, count, at, [&](index_t i, bool held) { to[i] = held ? value[first + i] : Scalar{0}; });
+  }
+  /// Adds to the gradient from its `first` element on, but not to what the level lacks.
+  void add_to_gradient(index_t first, const Scalar* from, index_t count, Level at) {
+    for_held(first, count, at, [&](index_t i, bool held) { gradient[first + i] += held ? from[i] : Scalar{0}; });
+  }
+
+ private:
+  /// Calls `f(i, whether the level has first + i)`, without branches.
+  template <class F>
+  void for_held(index_t first, index_t count, Level at, F&& f) const {
+    if (strata.empty()) {
+      for (index_t i = 0; i < count; ++i) f(i, true);
+      return;
+    }
+    const auto top = static_cast<std::uint8_t>(std::min(at.index, StratumMap::absent - 1));
+    const std::uint8_t* const stratum = strata.data() + first;
+    for (index_t i = 0; i < count; ++i) f(i, stratum[i] <= top);
   }
 };
 
