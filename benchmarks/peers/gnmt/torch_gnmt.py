@@ -4,34 +4,21 @@
 PyTorch: the better of fused LSTM layers and plain linear layers, inference mode, keys projected once a sentence. ONNX
 Runtime: the better of its LSTM operator and matrix products. `--torch` or `--onnx` times only one of them.
 """
-import json
-import statistics
-import struct
+import os
 import sys
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from measurement import median_milliseconds, read_safetensors
+from onnx_graph import Graph
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 WIDTH, LAYERS, WORDS = 1024, 4, (1, 77)
-
-
-def read_safetensors(path):
-    with open(path, "rb") as file:
-        data = file.read()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8:8 + length])
-    arrays = {}
-    for name, entry in header.items():
-        if name == "__metadata__" or entry["dtype"] != "F32" or not name.startswith("decoder."):
-            continue
-        first, last = entry["data_offsets"]
-        values = np.frombuffer(data[8 + length + first:8 + length + last], dtype="<f4").copy()
-        arrays[name.removeprefix("decoder.")] = torch.from_numpy(values).reshape(entry["shape"])
-    return arrays
 
 
 def names_of_cells():
@@ -91,75 +78,50 @@ class OnnxDecoder:
     """One step as a graph; `fused`: the LSTM operator for the cells, else matrix products."""
 
     def __init__(self, arrays, memory, fused):
-        import onnx
-        import onnxruntime
-        from onnx import TensorProto, helper, numpy_helper
-        nodes, initializers, inputs, outputs = [], [], [], []
-
-        def constant(name, value):
-            initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-            return name
-
-        def node(kind, arguments, results=1, **attributes):
-            names = [f"{kind}{len(nodes)}_{i}" for i in range(results)]
-            nodes.append(helper.make_node(kind, arguments, names, **attributes))
-            return names if results > 1 else names[0]
+        graph, outputs = Graph(), []
+        node = graph.node
 
         def cell(i, name, x):
-            inputs.extend(helper.make_tensor_value_info(f"{part}{i}", TensorProto.FLOAT, [1, WIDTH]) for part in "hc")
+            state = [graph.input(f"{part}{i}", [1, WIDTH]) for part in "hc"]
             weights = [arrays[f"{name}.{part}_l0"].numpy() for part in
                        ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             if fused:
                 order = [0, 3, 1, 2]  # ONNX: i, o, f, c
                 weights = [np.concatenate([w.reshape(4, WIDTH, -1)[g] for g in order]).reshape(w.shape)
                            for w in weights]
-                axis = constant(f"axis{i}", np.array([0], np.int64))
-                squeeze = constant(f"squeeze{i}", np.array([0, 1], np.int64))
-                arguments = [node("Unsqueeze", [x, axis]), constant(f"w{i}", weights[0][None]),
-                             constant(f"r{i}", weights[1][None]),
-                             constant(f"b{i}", np.concatenate(weights[2:])[None]), "",
-                             node("Unsqueeze", [f"h{i}", axis]), node("Unsqueeze", [f"c{i}", axis])]
-                y, h, c = node("LSTM", arguments, 3, hidden_size=WIDTH)
-                h = node("Squeeze", [h, axis])
-                c = node("Squeeze", [c, axis])
-                y = node("Squeeze", [y, squeeze])
+                axis = graph.integers(0)
+                h, c = (node("Unsqueeze", part, axis) for part in state)
+                y, h, c = node("LSTM", node("Unsqueeze", x, axis), graph.constant(weights[0][None]),
+                               graph.constant(weights[1][None]), graph.constant(np.concatenate(weights[2:])[None]), "",
+                               h, c, results=3, hidden_size=WIDTH)
+                h, c = node("Squeeze", h, axis), node("Squeeze", c, axis)
+                y = node("Squeeze", y, graph.integers(0, 1))
             else:
-                both = node("Concat", [x, f"h{i}"], axis=1)
-                gates = node("Gemm", [both, constant(f"w{i}", np.concatenate(weights[:2], 1).T),
-                                      constant(f"b{i}", weights[2] + weights[3])])
-                sizes = constant(f"sizes{i}", np.full(4, WIDTH, np.int64))
-                a, f, g, o = node("Split", [gates, sizes], 4, axis=1)
-                c = node("Add", [node("Mul", [node("Sigmoid", [f]), f"c{i}"]),
-                                 node("Mul", [node("Sigmoid", [a]), node("Tanh", [g])])])
-                y = h = node("Mul", [node("Sigmoid", [o]), node("Tanh", [c])])
+                gates = graph.perceptron(node("Concat", x, state[0], axis=1), np.concatenate(weights[:2], 1),
+                                         weights[2] + weights[3])
+                a, f, g, o = node("Split", gates, graph.integers(*[WIDTH] * 4), results=4, axis=1)
+                c = node("Add", node("Mul", node("Sigmoid", f), state[1]),
+                         node("Mul", node("Sigmoid", a), node("Tanh", g)))
+                y = h = node("Mul", node("Sigmoid", o), node("Tanh", c))
             outputs.extend([h, c])
             return y
 
         attention = "att_rnn.attn."
-        inputs.append(helper.make_tensor_value_info("word", TensorProto.INT64, [1]))
-        inputs.append(helper.make_tensor_value_info("keys", TensorProto.FLOAT, [memory.shape[0], WIDTH]))
-        inputs.append(helper.make_tensor_value_info("memory", TensorProto.FLOAT, list(memory.shape)))
+        word = graph.input("word", [1], TensorProto.INT64)
+        graph.input("keys", [memory.shape[0], WIDTH])
+        graph.input("memory", list(memory.shape))
         names = names_of_cells()
-        x = cell(0, names[0], node("Gather", [constant("table", arrays["embedder.weight"].numpy()), "word"]))
-        query = node("MatMul", [x, constant("q", arrays[attention + "linear_q.weight"].numpy().T)])
+        x = cell(0, names[0], node("Gather", graph.constant(arrays["embedder.weight"]), word))
+        query = node("MatMul", x, graph.constant(arrays[attention + "linear_q.weight"].T))
         direction = arrays[attention + "linear_att"]
         score = direction / direction.norm() * arrays[attention + "normalize_scalar"]
-        scores = node("MatMul", [node("Tanh", [node("Add", ["keys", query])]),
-                                 constant("v", score.numpy()[:, None])])
-        context = node("MatMul", [node("Softmax", [node("Transpose", [scores], perm=[1, 0])], axis=1), "memory"])
+        scores = node("MatMul", node("Tanh", node("Add", "keys", query)), graph.constant(score[:, None]))
+        context = node("MatMul", node("Softmax", node("Transpose", scores, perm=[1, 0]), axis=1), "memory")
         for i in range(1, LAYERS):
-            y = cell(i, names[i], node("Concat", [x, context], axis=1))
-            x = node("Add", [y, x]) if i > 1 else y
-        logits = node("Gemm", [x, constant("p", arrays["classifier.classifier.weight"].numpy().T),
-                               constant("pb", arrays["classifier.classifier.bias"].numpy())])
-        graph = helper.make_graph(
-            nodes, "decoder", inputs,
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [logits] + outputs], initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options,
-                                                    providers=["CPUExecutionProvider"])
+            y = cell(i, names[i], node("Concat", x, context, axis=1))
+            x = node("Add", y, x) if i > 1 else y
+        logits = graph.perceptron(x, arrays["classifier.classifier.weight"], arrays["classifier.classifier.bias"])
+        self.session = graph.session(logits, *outputs)
         keys = F.linear(memory, arrays[attention + "linear_k.weight"], arrays[attention + "normalize_bias"])
         self.fixed = {"keys": keys.numpy(), "memory": memory.numpy()}
         self.reset()
@@ -174,19 +136,10 @@ class OnnxDecoder:
         return torch.from_numpy(logits)
 
 
-def milliseconds(decoder, seconds):
-    times = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
-        start = time.perf_counter()
-        decoder.step(77)
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
 def main():
     directory = sys.argv[1]
-    arrays = read_safetensors(directory + "/dense.safetensors")
+    arrays = {name: torch.from_numpy(array) for name, array in
+              read_safetensors(directory + "/dense.safetensors", "decoder.").items()}
     memory = torch.from_numpy(np.fromfile(directory + "/memory.f32", dtype="<f4").reshape(-1, WIDTH))
     expected = torch.from_numpy(np.fromfile(directory + "/logits.f32", dtype="<f4")).reshape(len(WORDS), -1)
     best = {}
@@ -201,7 +154,7 @@ def main():
                     difference = (found - wanted).abs().max().item() / wanted.abs().max().item()
                     if not difference < 1e-3:
                         sys.exit(f"{name}: logits differ by {difference:.2g} of the largest")
-                time_of_it = milliseconds(decoder, 1.5)
+                time_of_it = median_milliseconds(lambda: decoder.step(77), 1.5)
                 print(f"{name} {'LSTM operator' if fused else 'products'} {time_of_it:.2f}", file=sys.stderr)
                 best[name] = min(best.get(name, time_of_it), time_of_it)
                 del decoder

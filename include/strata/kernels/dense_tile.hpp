@@ -123,9 +123,11 @@ void dense_vector(const DenseMatrix<Scalar>& matrix, index_t first_row, index_t 
     Batch sums[4] = {Batch(Scalar{0}), Batch(Scalar{0}), Batch(Scalar{0}), Batch(Scalar{0})};
     index_t c = 0;
     for (; c + 4 * lanes <= columns; c += 4 * lanes)
-      for (index_t i = 0; i < 4; ++i)
+      for (index_t i = 0; i < 4; ++i) {
+        detail::prefetch_stream(weights + c + i * lanes);
         sums[i] = xsimd::fma(Batch::load_unaligned(weights + c + i * lanes),
                              Batch::load_unaligned(input + c + i * lanes), sums[i]);
+      }
     for (; c + lanes <= columns; c += lanes)
       sums[0] = xsimd::fma(Batch::load_unaligned(weights + c), Batch::load_unaligned(input + c), sums[0]);
     Scalar sum = xsimd::hadd((sums[0] + sums[1]) + (sums[2] + sums[3]));

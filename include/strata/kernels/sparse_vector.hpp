@@ -119,6 +119,8 @@ template <class Four, class Scalar, class Index>
     Four third(Scalar{0});
     Four fourth(Scalar{0});
     for (; end - values >= 16; values += 16, indices += 16) {
+      prefetch_stream(values);
+      prefetch_stream(indices);
       first = add_four(first, values, indices, x);
       second = add_four(second, values + 4, indices + 4, x);
       third = add_four(third, values + 8, indices + 8, x);
