@@ -198,7 +198,8 @@ class Experiment {
   /// it.
   void add_rows(const std::string& arm, std::int64_t seed, gat::TrainingNet& network, int levels,
                 const std::vector<int>& names, std::int64_t epochs, double seconds) {
-    const strata::Archive archive = strata::to_archive(network, levels);
+    strata::Archive archive = strata::to_archive(network, levels);
+    (void)strata::add_self_check<gat::GraphAttentionNet>(archive).value();
     if (!options_.models.empty()) {
       std::string file = options_.models + "/" + arm;
       if (!names.empty()) file += "-" + std::to_string(names.front());

@@ -301,7 +301,7 @@ int run_train(TrainOptions options, const std::string& command) {
   if (!recipe.levels.empty()) (void)strata::check_within(counts, recipe.levels).value();
   const std::string model_path = options.out + "/model.safetensors";
   gnmt::save_translator(network, trainer.levels(), words, model_path);
-  const auto translator = std::move(gnmt::load_translator(model_path)).value();
+  const auto translator = std::move(gnmt::load_translator(model_path, {.self_check = true})).value();
   const auto add = [&](const gnmt::Translator& judged, Level level, const nlohmann::json& name, double weights,
                        double flops, double epochs, double seconds) {
     report.add(judged, level,
@@ -323,8 +323,8 @@ int run_train(TrainOptions options, const std::string& command) {
     // The dense model that a sparse arm starts from had fewer epochs than the dense arm: its row says so.
     const std::string dense_path = options.out + "/dense.safetensors";
     gnmt::save_translator(*trainer.dense(), 1, words, dense_path);
-    add(std::move(gnmt::load_translator(dense_path)).value(), Level{0}, "dense", 1, 1, recipe.dense_epochs,
-        trained.dense_seconds);
+    add(std::move(gnmt::load_translator(dense_path, {.self_check = true})).value(), Level{0}, "dense", 1, 1,
+        recipe.dense_epochs, trained.dense_seconds);
     for (int level = translator.model.levels() - 1; level >= 0; --level) {
       const auto count = strata::count_level(counts, Level{level});
       if (count.weights != translator.model.nnz(Level{level}))

@@ -43,23 +43,28 @@ struct Translator {
   Vocabularies words;
 };
 
-/// Writes a network of the training family with levels 0 .. levels-1 and its vocabularies as a model file. Raises:
-/// writing that fails.
+/// Writes a network of the training family with levels 0 .. levels-1 and its vocabularies as a model file with a
+/// self-check. Raises: a network that does not work, writing that fails.
 template <class Network>
 void save_translator(const Network& network, int levels, const Vocabularies& words, const std::string& path) {
   strata::Archive archive = strata::to_archive(network, levels);
   archive.metadata()[std::string(source_vocabulary_key)] = words.source.to_text();
   if (!(words.target == words.source)) archive.metadata()[std::string(target_vocabulary_key)] = words.target.to_text();
+  (void)strata::add_self_check<Gnmt>(archive).value();
   (void)strata::io::write_model(archive, path).value();
 }
 
 /// Errors name the file: what `strata::try_load` refuses, vocabularies missing, malformed or of another size than the
 /// network's.
-[[nodiscard]] inline strata::Result<Translator> load_translator(const std::string& path) {
+[[nodiscard]] inline strata::Result<Translator> load_translator(const std::string& path,
+                                                                const strata::LoadOptions& options = {}) {
   auto archive = strata::io::read_model(path);
   if (!archive) return archive.error();
   auto model = Model::from_archive(archive.value());
   if (!model) return model.error().within(path);
+  if (options.self_check)
+    if (const auto status = strata::run_self_check(model.value(), archive.value()); !status)
+      return status.error().within(path);
   Vocabularies words;
   const auto& metadata = archive.value().metadata();
   const auto& config = model.value().network().config();

@@ -53,6 +53,7 @@
 #include <strata/runtime/profile.hpp>
 #include <strata/runtime/residency.hpp>
 #include <strata/runtime/router.hpp>
+#include <strata/runtime/sample_run.hpp>
 #include <strata/runtime/sequence_session.hpp>
 #include <strata/runtime/session.hpp>
 #include <strata/runtime/slow_down.hpp>

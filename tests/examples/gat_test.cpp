@@ -4,10 +4,14 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <string>
+#include <vector>
 
 #include <strata/io/model_file.hpp>
 #include <strata/runtime/graph_session.hpp>
+#include <strata/train/graph_attention.hpp>
+#include <strata/train/training.hpp>
 
 #include "gat/graph_text.hpp"
 #include "gat/network.hpp"
@@ -117,13 +121,12 @@ TEST_CASE("the stored model keeps its accuracy on validation nodes at every leve
   CHECK(data.input.graph.nodes() == 2708);
   CHECK(data.input.graph.edges() == 13264);
   CHECK(data.input.features.entries() == 49216);
-  using Model = strata::Model<gat::GraphAttentionNet>;
-  const auto archive = strata::io::read_model(STRATA_SOURCE_DIR "/examples/gat/models/joint.safetensors").value();
-  const auto model = Model::from_archive(archive).value();
+  const auto model = strata::load<gat::GraphAttentionNet>(STRATA_SOURCE_DIR "/examples/gat/models/joint.safetensors",
+                                                          {.self_check = true});
   REQUIRE(model.levels() == 2);
   CHECK(static_cast<double>(model.nnz(strata::Level{1})) <= 0.1338 * 92302);
   CHECK(static_cast<double>(model.nnz(strata::Level{0})) <= 0.0447 * 92302);
-  strata::GraphSession<Model> session(model, data.input);
+  strata::GraphSession<strata::Model<gat::GraphAttentionNet>> session(model, data.input);
   const auto rows = examples::read_rows(STRATA_SOURCE_DIR "/docs/results/gat.json").value();
   for (const int level : {0, 1}) {
     const auto logits = session.run(strata::Level{level});
@@ -135,5 +138,49 @@ TEST_CASE("the stored model keeps its accuracy on validation nodes at every leve
     // Instruction sets round differently: a node or two may lie on the edge between classes.
     const auto reported = examples::by_seed(rows, "joint", std::to_string(level), "validation").at(1);
     CHECK(std::abs(static_cast<double>(correct) / 500 - reported) < 0.005);
+  }
+}
+
+TEST_CASE("self-checks of graph networks notice changed weights, and inputs that are none") {
+  strata::SerialExecutor executor;
+  gat::GraphAttentionNet<strata::train::Training<float>> network(
+      {.features = 5, .classes = 3, .hidden = 4, .heads = 2, .output_heads = 1, .dropout = 0});
+  strata::train::initialise(network, 1);
+  strata::Archive archive = strata::to_archive(network, 1);
+  using Model = strata::Model<gat::GraphAttentionNet>;
+  CHECK(strata::run_self_check(Model::from_archive(archive).value(), archive).error().where() == "self_check.edges");
+  REQUIRE(strata::add_self_check<gat::GraphAttentionNet>(archive).ok());
+  CHECK_FALSE(strata::add_self_check<gat::GraphAttentionNet>(archive).ok());  // it has one
+  CHECK(strata::run_self_check(Model::from_archive(archive).value(), archive).ok());
+
+  network.conv1.weight().value[3] += 0.1F;
+  const auto other = Model::from_archive(strata::to_archive(network, 1)).value();
+  CHECK(strata::run_self_check(other, archive).error().where().starts_with("self-check of level 0"));
+
+  // What is stored is not trusted.
+  const auto where = [&](const std::string& name, strata::GraphIndex number) {
+    strata::Archive damaged;
+    damaged.set_levels(1);
+    damaged.metadata() = archive.metadata();
+    for (const auto& view : archive.arrays()) {
+      if (view.name != "self_check." + name) {
+        damaged.add_view(view);
+        continue;
+      }
+      std::vector<strata::GraphIndex> numbers(view.as<strata::GraphIndex>().begin(),
+                                              view.as<strata::GraphIndex>().end());
+      numbers[2] = number;
+      damaged.add<strata::GraphIndex>(view.name, view.shape, 0, numbers);
+    }
+    for (const auto& owner : archive.owners()) damaged.keep(owner);
+    const auto status = strata::run_self_check(Model::from_archive(damaged).value(), damaged);
+    return status ? std::string("accepted") : status.error().where();
+  };
+  CHECK(where("edges", 5).starts_with("self-check of level 0"));
+  for (const strata::GraphIndex number : {-1, 7, std::numeric_limits<strata::GraphIndex>::max()})
+    CHECK(where("edges", number) == "graph: edge 1");
+  for (const strata::GraphIndex number : {-1, 1000}) {
+    CHECK(where("features.offsets", number).starts_with("features: row"));
+    CHECK(where("features.indices", number).starts_with("features: row"));
   }
 }

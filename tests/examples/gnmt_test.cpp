@@ -95,7 +95,7 @@ TEST_CASE("a network learns to translate with nested levels and keeps that in it
   const std::string path = temporary("gnmt-model-");
   gnmt::save_translator(network, report.levels, words, path);
   {
-    const auto loaded = gnmt::load_translator(path);
+    const auto loaded = gnmt::load_translator(path, {.self_check = true});
     REQUIRE(loaded.ok());
     const gnmt::Translator& translator = loaded.value();
     CHECK(translator.words.source == words.source);

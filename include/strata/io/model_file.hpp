@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,7 +21,7 @@
 #include <strata/io/mapped_file.hpp>
 #include <strata/io/safetensors.hpp>
 #include <strata/layers/exchange.hpp>
-#include <strata/runtime/session.hpp>
+#include <strata/runtime/sample_run.hpp>
 
 namespace strata {
 
@@ -184,56 +185,66 @@ namespace detail {
 }  // namespace io
 
 /// Adds one small input and every level's output, so that a reader can tell whether the model still computes the same.
-/// Error: the archive does not describe a working network.
+/// Networks of sequences and of graphs want the header of their session. Error: the archive does not describe a working
+/// network, or has a self-check.
 template <template <class> class Net, class Family = Inference<>>
 [[nodiscard]] Status add_self_check(Archive& archive) {
   using Scalar = typename Family::Scalar;
   Result<Model<Net, Family>> model = Model<Net, Family>::from_archive(archive);
   if (!model) return model.error();
-  Session<Model<Net, Family>> session(model.value());
-  std::vector<Scalar> input(session.input().size());
-  std::uint32_t state = 1;
-  for (Scalar& value : input) {  // the same numbers on every machine, in [-1, 1)
-    state = state * 1664525U + 1013904223U;
-    value = static_cast<Scalar>(static_cast<std::int32_t>(state) / 2147483648.0);
-  }
   const std::string prefix(self_check_prefix);
-  if (!archive.add<Scalar>(prefix + "input", {static_cast<index_t>(input.size())}, 0, input))
-    return Error({prefix, "input"}, {"an archive without a self-check"}, {"one"});
-  for (int level = 0; level < archive.levels(); ++level) {
-    const auto output = session.run(input, Level{level});
-    archive.add<Scalar>(prefix + "output." + std::to_string(level), {static_cast<index_t>(output.size())}, level,
-                        output);
+  std::optional<Error> error;
+  const auto add = [&]<class T>(const std::string& name, int level, std::span<const T> numbers) {
+    if (!archive.add<T>(prefix + name, {static_cast<index_t>(numbers.size())}, level, numbers) && !error)
+      error = Error({prefix, name}, {"an archive without a self-check"}, {"one"});
+  };
+  SampleRun<Model<Net, Family>> sample(std::move(model).value());
+  sample.visit_input(
+      [&]<class T>(const char* name, std::vector<T>& numbers) { add(name, 0, std::span<const T>(numbers)); });
+  for (int level = 0; level < archive.levels() && !error; ++level) {
+    const auto output = sample.run(Level{level});
+    if (!output) return output.error();
+    add.template operator()<Scalar>("output." + std::to_string(level), level, output.value());
   }
+  if (error) return *error;
   return success();
 }
 
-/// Replays the self-check of `archive` on `model`. Errors: no self-check, sizes that do not fit, an output that differs
-/// by more than `tolerance` relative to the level's largest.
+/// Replays the self-check of `archive` on `model`. Errors: no self-check, sizes that do not fit, numbers that are no
+/// input, an output that differs by more than `tolerance` relative to the level's largest.
 template <class Model>
 [[nodiscard]] STRATA_COLD Status run_self_check(const Model& model, const Archive& archive, double tolerance = 1e-4) {
   using Scalar = typename Model::Family::Scalar;
   const std::string prefix(self_check_prefix);
-  Session<Model> session(model);
-  const auto stored = [&](const std::string& name, std::size_t size) -> Result<std::span<const Scalar>> {
+  const auto stored = [&]<class T>(const std::string& name, std::size_t size, std::span<const T>& numbers) -> Status {
     const ArrayView* view = archive.find(prefix + name);
     if (view == nullptr) return Error({prefix, name}, {"a self-check"}, {"none in this file"});
-    if (view->type != data_type_of<Scalar>() || static_cast<std::size_t>(view->size()) != size)
+    if (view->type != data_type_of<T>() || static_cast<std::size_t>(view->size()) != size)
       return Error({prefix, name}, {size, " numbers"}, {view->size()});
-    return view->template as<Scalar>();
+    numbers = view->template as<T>();
+    return success();
   };
-  auto input = stored("input", session.input().size());
-  if (!input) return input.error();
+  SampleRun<Model> sample(model);
+  Status status = success();
+  sample.visit_input([&]<class T>(const char* name, std::vector<T>& numbers) {
+    std::span<const T> found;
+    if (status.ok()) status = stored(name, numbers.size(), found);
+    if (status.ok()) numbers.assign(found.begin(), found.end());
+  });
+  if (!status) return status;
   for (int level = 0; level < model.levels(); ++level) {
-    const auto found = session.run(input.value(), Level{level});
-    auto expected = stored("output." + std::to_string(level), found.size());
-    if (!expected) return expected.error();
+    const auto run = sample.run(Level{level});
+    if (!run) return run.error();
+    const std::span<const Scalar> found = run.value();
+    std::span<const Scalar> expected;
+    status = stored("output." + std::to_string(level), found.size(), expected);
+    if (!status) return status;
     double scale = 0;
-    for (const Scalar value : expected.value())
+    for (const Scalar value : expected)
       if (std::isfinite(static_cast<double>(value))) scale = std::max(scale, std::abs(static_cast<double>(value)));
     for (std::size_t i = 0; i < found.size(); ++i) {
       const auto a = static_cast<double>(found[i]);
-      const auto b = static_cast<double>(expected.value()[i]);
+      const auto b = static_cast<double>(expected[i]);
       if (!(std::abs(a - b) <= tolerance * scale))
         return Error({"self-check of level ", level, ", output ", i}, {b}, {a});
     }

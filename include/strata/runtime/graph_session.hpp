@@ -14,6 +14,7 @@
 #include <strata/core/types.hpp>
 #include <strata/layers/graph.hpp>
 #include <strata/runtime/model.hpp>
+#include <strata/runtime/sample_run.hpp>
 #include <strata/runtime/thread_pool.hpp>
 
 namespace strata {
@@ -91,6 +92,62 @@ class GraphSession {
   std::unique_ptr<ThreadPool> pool_;
   Executor& executor_;
   std::unique_ptr<Context> context_;
+  std::vector<Scalar> output_;
+};
+
+/// A network that a `GraphSession` runs.
+template <class Network, class Context>
+concept GraphNetwork = requires(const Network& network, Context& context, const GraphInput& input) {
+  network(context, input);
+};
+
+/// A few nodes, each with a few features, in a ring with chords. The network's config tells the number of `features`.
+template <class Model>
+requires GraphNetwork<typename Model::Network, typename Model::Family::Context>
+class SampleRun<Model> {
+ public:
+  using Scalar = typename Model::Family::Scalar;
+
+  explicit SampleRun(Model model) : model_(std::move(model)), features_(model_.network().config().features) {
+    const index_t each = std::min<index_t>(features_, 6);  // of a node
+    for (GraphIndex node = 0; node < nodes; ++node) {
+      edges_.insert(edges_.end(), {node, (node + 1) % nodes, node, (node + 3) % nodes});
+      offsets_.push_back(static_cast<GraphIndex>(each * (node + 1)));
+      for (index_t i = 0; i < each; ++i) indices_.push_back(static_cast<GraphIndex>(i * features_ / each));
+    }
+    values_.resize(indices_.size());
+    sample_numbers(values_);
+  }
+
+  /// As in the primary template: ends of edges (source and target), and features in CSR.
+  template <class F>
+  void visit_input(F&& f) {
+    f("edges", edges_);
+    f("features.offsets", offsets_);
+    f("features.indices", indices_);
+    f("features.values", values_);
+  }
+
+  [[nodiscard]] Result<std::span<const Scalar>> run(Level level) {
+    std::vector<GraphEdge> edges;
+    for (std::size_t i = 0; i < edges_.size(); i += 2) edges.push_back({edges_[i], edges_[i + 1]});
+    Result<Graph> graph = Graph::try_from_edges(nodes, edges, {.add_self_loops = true});
+    if (!graph) return graph.error();
+    Result<SparseFeatures> features = SparseFeatures::try_from_csr(features_, offsets_, indices_, values_);
+    if (!features) return features.error();
+    GraphSession<Model> session(model_, {std::move(graph).value(), std::move(features).value()});
+    const auto output = session.run(level);
+    output_.assign(output.begin(), output.end());
+    return std::span<const Scalar>(output_);
+  }
+
+ private:
+  static constexpr GraphIndex nodes = 7;
+
+  Model model_;
+  index_t features_;
+  std::vector<GraphIndex> edges_, offsets_ = {0}, indices_;
+  std::vector<float> values_;
   std::vector<Scalar> output_;
 };
 

@@ -15,6 +15,7 @@
 #include <strata/core/types.hpp>
 #include <strata/layers/sequence.hpp>
 #include <strata/runtime/model.hpp>
+#include <strata/runtime/sample_run.hpp>
 #include <strata/runtime/thread_pool.hpp>
 
 namespace strata {
@@ -170,6 +171,47 @@ class SequenceSession {
   typename Network::State state_;
   index_t hypotheses_ = 0;
   std::vector<Scalar> logits_, attention_;
+};
+
+/// A network that a `SequenceSession` runs.
+template <class Network>
+concept SequenceNetwork = requires(const Network& network) {
+  network.initial_state();
+  network.vocabulary();
+};
+
+/// A source of a few words, and the logits of the words after the first ones of a translation.
+template <class Model>
+requires SequenceNetwork<typename Model::Network>
+class SampleRun<Model> {
+ public:
+  using Scalar = typename Model::Family::Scalar;
+
+  explicit SampleRun(Model model) : session_(std::move(model)) {}
+
+  /// As in the primary template. Any number is an input: what is no word reads as zeros.
+  template <class F>
+  void visit_input(F&& f) {
+    f("source", source_);
+    f("words", words_);
+  }
+
+  [[nodiscard]] Result<std::span<const Scalar>> run(Level level) {
+    session_.set_level(level);
+    session_.encode(source_);
+    output_.clear();
+    for (const TokenId word : words_) {
+      const auto logits = session_.step({&word, 1}, {});
+      output_.insert(output_.end(), logits.begin(), logits.end());
+    }
+    return std::span<const Scalar>(output_);
+  }
+
+ private:
+  SequenceSession<Model> session_;
+  std::vector<TokenId> source_ = {5, 4, 7, 6, 4, 8, end_token};
+  std::vector<TokenId> words_ = {begin_token, 6, 4};
+  std::vector<Scalar> output_;
 };
 
 }  // namespace strata
