@@ -48,21 +48,47 @@ struct TrainingRunOptions {
 
 struct TrainingRunResult {
   bool finished = false;
-  double seconds = 0;        ///< of training, those before the checkpoint included
+  double seconds = 0;        ///< of training, those before the checkpoint included, without suspended time
   double dense_seconds = 0;  ///< of them, before there was a dense model to go on from
 };
 
 namespace detail {
 
 inline volatile std::sig_atomic_t stop_requested = 0;
+inline volatile std::sig_atomic_t went_on = 0;
+
+/// Seconds that steps took. One in which the process was suspended counts as much as the mean of those before it.
+class StepClock {
+ public:
+  void step() {
+    const auto now = Clock::now();
+    double seconds = std::chrono::duration<double>(now - last_).count();
+    if (went_on != 0 && steps_ > 0) seconds = std::min(seconds, seconds_ / steps_);
+    went_on = 0;
+    last_ = now;
+    seconds_ += seconds;
+    ++steps_;
+  }
+  [[nodiscard]] double seconds() const noexcept { return seconds_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_ = Clock::now();
+  double seconds_ = 0;
+  double steps_ = 0;
+};
 
 }  // namespace detail
 
-/// Makes `run_training` save and return at the next step when the program is interrupted or asked to end.
+/// Makes `run_training` save and return at the next step when the program is interrupted or asked to end, and leave
+/// time out for which it was suspended.
 inline void stop_on_signals() {
   const auto stop = [](int) { detail::stop_requested = 1; };
   std::signal(SIGINT, stop);
   std::signal(SIGTERM, stop);
+#if defined(SIGCONT)
+  std::signal(SIGCONT, [](int) { detail::went_on = 1; });
+#endif
 }
 
 /// Takes steps until the run is done or stopped; prints a line per epoch, and one that says how far a stopped run came.
@@ -92,16 +118,17 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
   }
   const double before = result.seconds;
   const auto start = Clock::now();
+  detail::StepClock clock;
   const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
   const auto save = [&] {
     strata::Archive archive = trainer.state();
-    archive.metadata()["seconds"] = std::to_string(before + since(start));
+    archive.metadata()["seconds"] = std::to_string(before + clock.seconds());
     archive.metadata()["dense_seconds"] = std::to_string(result.dense_seconds);
     (void)strata::io::write_model(archive, options.checkpoint).value();
   };
   const std::int64_t first = trainer.steps_done();
   auto saved = Clock::now();
-  auto epoch_start = saved;
+  double epoch_start = 0;
   double passes = 0;
   double epoch_loss = 0;
   std::int64_t epoch_steps = 0;
@@ -112,25 +139,26 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     progress.phase = trainer.phase_name();
     passes += trainer.passes_of_step();
     progress.loss = trainer.step();
+    clock.step();
     progress.step = trainer.steps_done();
     progress.steps = trainer.steps();
-    progress.seconds = since(start);
+    progress.seconds = clock.seconds();
     progress.seconds_left = progress.seconds / passes * trainer.passes_left();
     progress.samples_per_second = static_cast<double>((progress.step - first) * batch) / progress.seconds;
     if (trainer.dense() == nullptr) result.dense_seconds = before + progress.seconds;
     line(progress);
     epoch_loss += progress.loss;
     ++epoch_steps;
-    stop = detail::stop_requested != 0 || (options.stop_after > 0 && progress.seconds >= options.stop_after);
+    stop = detail::stop_requested != 0 || (options.stop_after > 0 && since(start) >= options.stop_after);
     if (progress.step % options.steps_per_epoch == 0 || stop || trainer.done()) {
       std::fprintf(stderr, "\repoch %.2f of %.2f, %s: mean loss %.4f, %.1f ms a step, %.0f s left\n",
                    static_cast<double>(progress.step) / static_cast<double>(options.steps_per_epoch),
                    static_cast<double>(progress.steps) / static_cast<double>(options.steps_per_epoch),
                    progress.phase.c_str(), epoch_loss / static_cast<double>(epoch_steps),
-                   1e3 * since(epoch_start) / static_cast<double>(epoch_steps), progress.seconds_left);
+                   1e3 * (clock.seconds() - epoch_start) / static_cast<double>(epoch_steps), progress.seconds_left);
       epoch_loss = 0;
       epoch_steps = 0;
-      epoch_start = Clock::now();
+      epoch_start = clock.seconds();
     }
     if (stop || trainer.done() || since(saved) >= options.checkpoint_seconds) {
       save();
@@ -141,7 +169,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
   if (!result.finished)
     std::fprintf(stderr, "stopped after step %lld of %lld: --resume\n", static_cast<long long>(trainer.steps_done()),
                  static_cast<long long>(trainer.steps()));
-  result.seconds = before + since(start);
+  result.seconds = before + clock.seconds();
   return result;
 }
 
