@@ -35,7 +35,7 @@ class Graph:
         return self.node("Gemm", x, self.constant(weight), self.constant(bias), transB=1)
 
     def session(self, *outputs):
-        """On one thread, with all optimisations of graphs; compares and times as the program that runs it likes."""
+        """What computes `outputs`, on one thread."""
         results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self.nodes, "graph", self.inputs, results, self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)

@@ -1,6 +1,7 @@
 """The two-layer GAT on a whole graph in hand-written PyTorch and in ONNX Runtime, one thread: edges sorted by target, no
-framework in between. PyTorch has sparse CSR features. Inference sums neighbours up by a sparse CSR product per head, with one largest score for all
-nodes: the fastest of six forms tried (index_add, segment_reduce or CSR products; largest score of all or of each node).
+framework in between. PyTorch has sparse CSR features. Inference sums neighbours up by a sparse CSR product per head,
+with one largest score for all nodes: the fastest of six forms tried (index_add, segment_reduce or CSR products; largest
+score of all or of each node).
 Training needs gradients that CSR products lack. ONNX Runtime has no sparse products: features are a dense matrix, and
 messages are scattered to the nodes that they go to. Prints the median milliseconds of an inference of PyTorch and of
 ONNX Runtime, whose logits agree, or the seconds of 200 training epochs."""
@@ -99,7 +100,7 @@ def onnx_network():
     sources, targets = (graph.constant(side, np.int64) for side in (source, target))
     target_rows = graph.constant(target.unsqueeze(1), np.int64)
 
-    def layer(layer, x):
+    def attention(layer, x):
         heads, outputs = layer.heads, layer.outputs
         h = node("Reshape", node("MatMul", x, graph.constant(layer.weight)), graph.integers(nodes, heads, outputs))
 
@@ -118,7 +119,7 @@ def onnx_network():
         return node("Add", y, graph.constant(layer.bias))
 
     x = graph.input("x", [nodes, width])
-    return graph.session(layer(second, node("Elu", layer(first, x))))
+    return graph.session(attention(second, node("Elu", attention(first, x))))
 
 
 if what == "inference":

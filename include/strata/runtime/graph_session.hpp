@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -122,6 +123,7 @@ class SampleRun<Model> {
   /// As in the primary template: ends of edges (source and target), and features in CSR.
   template <class F>
   void visit_input(F&& f) {
+    session_.reset();
     f("edges", edges_);
     f("features.offsets", offsets_);
     f("features.indices", indices_);
@@ -129,26 +131,30 @@ class SampleRun<Model> {
   }
 
   [[nodiscard]] Result<std::span<const Scalar>> run(Level level) {
+    if (!session_)
+      if (const Status status = begin(); !status) return status.error();
+    return session_->run(level);
+  }
+
+ private:
+  static constexpr GraphIndex nodes = 7;
+
+  [[nodiscard]] Status begin() {
     std::vector<GraphEdge> edges;
     for (std::size_t i = 0; i < edges_.size(); i += 2) edges.push_back({edges_[i], edges_[i + 1]});
     Result<Graph> graph = Graph::try_from_edges(nodes, edges, {.add_self_loops = true});
     if (!graph) return graph.error();
     Result<SparseFeatures> features = SparseFeatures::try_from_csr(features_, offsets_, indices_, values_);
     if (!features) return features.error();
-    GraphSession<Model> session(model_, {std::move(graph).value(), std::move(features).value()});
-    const auto output = session.run(level);
-    output_.assign(output.begin(), output.end());
-    return std::span<const Scalar>(output_);
+    session_.emplace(model_, GraphInput{std::move(graph).value(), std::move(features).value()});
+    return success();
   }
-
- private:
-  static constexpr GraphIndex nodes = 7;
 
   Model model_;
   index_t features_;
   std::vector<GraphIndex> edges_, offsets_ = {0}, indices_;
   std::vector<float> values_;
-  std::vector<Scalar> output_;
+  std::optional<GraphSession<Model>> session_;  ///< none: the input may have changed
 };
 
 }  // namespace strata

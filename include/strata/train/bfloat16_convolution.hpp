@@ -364,10 +364,8 @@ class Bfloat16Convolution {
           // Rows of a block innermost: either they or the inputs lie close together.
           for (index_t k = 0; k < depth; ++k) {
             const index_t source = sources[static_cast<std::size_t>(k)];
-            Half* const to =
-                values +
-                (row_block * depth + k / kernels::bfloat16_depth * kernels::bfloat16_depth) * kernels::bfloat16_rows +
-                k % kernels::bfloat16_depth;
+            Half* const to = values + kernels::bfloat16_packed_at(begin, k / kernels::bfloat16_depth,
+                                                                  k % kernels::bfloat16_depth, inputs[s].blocks());
             for (index_t row = 0; row < kernels::bfloat16_rows; ++row)
               to[row * kernels::bfloat16_depth] = source < 0 || row >= count ? Half{0} : from[source + row * row_step];
           }
