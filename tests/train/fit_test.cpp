@@ -303,6 +303,9 @@ TEST_CASE("recipes that cannot work are refused before any work") {
   CHECK(with([](auto& r) { r.batch = 0; }) == "recipe.batch");
   CHECK(with([](auto& r) { r.dense_rate = NAN; }) == "recipe.dense_rate");
   CHECK(with([](auto& r) { r.distillation = 1.5; }) == "recipe.distillation");
+  CHECK(with([](auto& r) { r.dropout_factors = {0.5}; }) == "recipe.dropout_factors");
+  CHECK(with([](auto& r) { r.dropout_factors = {0.5, 1.5}; }) == "recipe.dropout_factors");
+  CHECK(with([](auto& r) { r.dropout_factors = {0.5, NAN}; }) == "recipe.dropout_factors.1");
   CHECK(with([](auto& r) { r.momentum = 1; }) == "recipe.momentum");
   CHECK(with([](auto& r) { r.floors = {{"conv9.weight", 0.1}}; }) == "recipe.floors");
   CHECK(with([](auto& r) { r.floor = 0.3; }) == "budget of level 0");

@@ -151,6 +151,26 @@ TEST_CASE("gradients of the other layers agree with finite differences") {
                        [&](Context& context, const Tensor& x) { return same(context, x, x); }) < 1e-5);
 }
 
+TEST_CASE("dropout follows the factor of the level that takes part, also after a path has dropped its level") {
+  strata::SerialExecutor executor;
+  Context context(executor);
+  context.dropout_factors = {0, 0.5};
+  const std::vector<double> ones(10000, 1.0);
+  const auto dropped = [&](Level level, bool drop) {
+    context.drop_at_stage = drop ? 0 : -1;
+    context.drop_to = Level{0};
+    context.begin(level);
+    context.stage("a");
+    const auto x = strata::train::input_tensor(context, ones.data(), 1, Shape{10000, 1, 1});
+    const auto y = Family::Dropout(0.4)(context, x);
+    return static_cast<double>((y.value() == 0).count()) / 10000;
+  };
+  CHECK(dropped(Level{0}, false) == 0);
+  CHECK(std::abs(dropped(Level{1}, false) - 0.2) < 0.02);
+  CHECK(std::abs(dropped(Level{2}, false) - 0.4) < 0.02);  // no factor of its own
+  CHECK(dropped(Level{2}, true) == 0);
+}
+
 TEST_CASE("a trained network computes the same in both families, at every level") {
   test::SmallNet<Family> network({});
   strata::train::set_levels(network, 2);

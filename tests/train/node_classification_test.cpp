@@ -66,6 +66,36 @@ TEST_CASE("node classification: both arms learn nested levels within their budge
   }
 }
 
+TEST_CASE("node classification: factors of dropout change how levels train, and nothing of the dense phase") {
+  const auto data = two_rings();
+  strata::SerialExecutor executor;
+  const auto train_with = [&](std::vector<double> factors) {
+    Net network({.features = 6, .classes = 2, .hidden = 4, .heads = 2, .dropout = 0.4});
+    train::initialise(network, 1);
+    Task task(data, {.steps_per_epoch = 4});
+    train::Recipe recipe;
+    recipe.levels = {{0.4, 0.4}, {0.7, 0.7}};
+    recipe.batch = 1;
+    recipe.dense_epochs = recipe.prune_epochs = recipe.fixed_epochs = 1;
+    recipe.dropout_factors = std::move(factors);
+    recipe.adamw = true;
+    auto report = train::fit(network, task, recipe, executor);
+    std::vector<double> dense, levels;
+    for (const auto* parameter : train::parameters<double>(*report.dense))
+      dense.insert(dense.end(), parameter->value.begin(), parameter->value.end());
+    for (const auto* parameter : train::parameters<double>(network))
+      levels.insert(levels.end(), parameter->value.begin(), parameter->value.end());
+    return std::pair(dense, levels);
+  };
+  const auto [dense, levels] = train_with({});
+  const auto [same_dense, same_levels] = train_with({1, 1});
+  const auto [other_dense, other_levels] = train_with({0, 0.5});
+  CHECK(dense == same_dense);
+  CHECK(levels == same_levels);
+  CHECK(dense == other_dense);
+  CHECK(levels != other_levels);
+}
+
 TEST_CASE("node classification: the loss and its derivative") {
   const auto data = two_rings();
   strata::SerialExecutor executor;

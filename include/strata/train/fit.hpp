@@ -464,6 +464,8 @@ class Trainer {
         paths.push_back({Level{top}, at, Level{static_cast<int>(random() % static_cast<std::uint64_t>(top))}});
       }
     }
+    context_.dropout_factors.clear();
+    if (phase.kind != Phase::Kind::dense) context_.dropout_factors = recipe_.dropout_factors;
     double sum = 0;
     for (const Path& path : paths) {
       context_.drop_at_stage = path.drop_at;

@@ -31,11 +31,12 @@ class DropoutChoice {
  public:
   template <class Scalar>
   DropoutChoice(Context<Scalar>& context, double rate)
-      : base_((context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + context.next_operation()) *
+      : rate_(context.dropout_rate(rate)),
+        base_((context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + context.next_operation()) *
               0xBF58476D1CE4E5B9U),
-        active_(context.training && rate > 0),
-        limit_(static_cast<std::uint64_t>(std::ldexp(rate, 63)) * 2),
-        kept_(1 / (1 - rate)) {}
+        active_(context.training && rate_ > 0),
+        limit_(static_cast<std::uint64_t>(std::ldexp(rate_, 63)) * 2),
+        kept_(1 / (1 - rate_)) {}
 
   [[nodiscard]] bool active() const noexcept { return active_; }
   /// What kept numbers are multiplied with.
@@ -50,6 +51,7 @@ class DropoutChoice {
   }
 
  private:
+  double rate_;
   std::uint64_t base_;
   bool active_;
   std::uint64_t limit_;

@@ -652,10 +652,12 @@ template <class Scalar>
   return y;
 }
 
-/// In training each activation is dropped with probability `rate`, the others scaled by 1 / (1 - rate). The choice
-/// follows from seed, step and place alone (SplitMix64), so it does not depend on threads.
+/// In training each activation is dropped with probability `rate` (times the level's factor, if the context has one),
+/// the others scaled by 1 / (1 - rate). The choice follows from seed, step and place alone (SplitMix64), so it does not
+/// depend on threads.
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> dropout(Context<Scalar>& context, const Tensor<Scalar>& x, double rate) {
+  rate = context.dropout_rate(rate);
   const std::uint64_t operation = context.next_operation();
   if (!context.training || rate <= 0) return x;
   Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);

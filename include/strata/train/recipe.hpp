@@ -54,7 +54,10 @@ struct Recipe {
   int tune_paths = 0;
   double distillation = 0.5;  ///< share of distillation from the dense model in the loss of levels, in [0, 1]
   double temperature = 2;     ///< of distillation
-  double penalty = 5e-3;      ///< ADMM: rho, the pull towards the projection
+  /// What the layers' dropout rates are multiplied with while a level trains, by level, in [0, 1]; empty: 1. A sparse
+  /// level fits its data less closely than the dense model for which a rate was chosen.
+  std::vector<double> dropout_factors;
+  double penalty = 5e-3;  ///< ADMM: rho, the pull towards the projection
 
   bool adamw = false;          ///< AdamW instead of SGD with Nesterov momentum
   bool coupled_decay = false;  ///< with `adamw`: the decay is part of the gradient, as in PyTorch's Adam
@@ -88,6 +91,8 @@ struct Recipe {
     f("distillation", distillation);
     f("temperature", temperature);
     f("penalty", penalty);
+    for (std::size_t level = 0; level < dropout_factors.size(); ++level)
+      f("dropout_factors." + std::to_string(level), dropout_factors[level]);
     f("adamw", adamw ? 1.0 : 0.0);
     if (coupled_decay) f("coupled_decay", 1.0);  // only then, so that older checkpoints stay valid
     f("momentum", momentum);
@@ -108,7 +113,7 @@ struct Recipe {
         "arm",       "sparse_rate",  "prune_epochs",    "fixed_epochs",         "tune_epochs",
         "tune_rate", "floor",        "masks_per_epoch", "random_paths",         "tune_paths",
         "penalty",   "distillation", "temperature",     "recalibration_batches"};
-    return name.starts_with("floors.") || name.starts_with("levels.") ||
+    return name.starts_with("floors.") || name.starts_with("levels.") || name.starts_with("dropout_factors.") ||
            std::find(std::begin(names), std::end(names), name) != std::end(names);
   }
 
@@ -127,6 +132,11 @@ struct Recipe {
     if (floor > 1) return Error("recipe.floor", "0 to 1", std::to_string(floor));
     for (const auto& [name, density] : floors)
       if (density > 1) return Error("recipe.floors." + name, "0 to 1", std::to_string(density));
+    if (!dropout_factors.empty() && dropout_factors.size() != levels.size())
+      return Error("recipe.dropout_factors", std::to_string(levels.size()) + ", one for each level",
+                   std::to_string(dropout_factors.size()));
+    for (const double factor : dropout_factors)
+      if (factor > 1) return Error("recipe.dropout_factors", "0 to 1", std::to_string(factor));
     if (levels.size() > 2 && arm == Arm::joint && random_paths < 1)
       return Error("recipe.random_paths", "at least 1 with more than two levels", std::to_string(random_paths));
     return levels.empty() ? success() : check_budgets(levels);

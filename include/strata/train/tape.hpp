@@ -327,6 +327,9 @@ class Context {
   std::uint64_t seed = 0;  ///< of dropout
   std::uint64_t step = 0;  ///< changes dropout's choice; set it once a step
   double norm_momentum = 0.1;
+  /// What layers' dropout rates are multiplied with while a level takes part, by level, each in [0, 1]; 1 for levels
+  /// beyond its end. Sparse levels have less to drop.
+  std::vector<double> dropout_factors;
   /// Whether convolutions in lanes keep their activations, and large products with weights round their operands, as
   /// bfloat16, where the instruction set multiplies such numbers and `Scalar` is float; weights, their gradients, sums
   /// and all else stay as they are. (Mixed precision as in arXiv 1905.12322.)
@@ -348,6 +351,11 @@ class Context {
     stages_ = 0;
     operations_ = 0;
     backward_.clear();
+  }
+  /// A layer's dropout `rate`, as it is for the level that takes part now.
+  [[nodiscard]] double dropout_rate(double rate) const noexcept {
+    const auto at = static_cast<std::size_t>(level.index);
+    return at < dropout_factors.size() ? rate * dropout_factors[at] : rate;
   }
   /// A number for each operation of a pass, the same in every pass.
   [[nodiscard]] std::uint64_t next_operation() noexcept { return operations_++; }
