@@ -68,10 +68,11 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   parameters.input_weight.uses = parameters.hidden_weight.uses = 1;
   const Level level = context.level;
   auto order = std::make_shared<const std::vector<index_t>>(detail::gate_order<Scalar>(units));
-  auto input_rows = std::make_shared<detail::WeightRows<Scalar>>(parameters.input_weight, level, order.get());
-  auto hidden_rows = std::make_shared<detail::WeightRows<Scalar>>(parameters.hidden_weight, level, order.get());
+  auto input_rows = std::make_shared<detail::WeightRows<Scalar>>(context, parameters.input_weight, level, order.get());
+  auto hidden_rows =
+      std::make_shared<detail::WeightRows<Scalar>>(context, parameters.hidden_weight, level, order.get());
   // The states before and after every step: the one before position t is in slot t, or t + 1 if time runs backwards.
-  const Tensor<Scalar> gates = context.make(steps * batch, {rows, 1, 1}, true);
+  const Tensor<Scalar> gates = context.make(steps * batch, {rows, 1, 1}, false);
   const Tensor<Scalar> hiddens = context.make((steps + 1) * batch, {units, 1, 1}, false);
   const Tensor<Scalar> cells = context.make((steps + 1) * batch, {units, 1, 1}, false);
   const index_t before = reverse ? 1 : 0;
@@ -175,7 +176,8 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     dh.value() = hidden_after.gradient();
     dc.value() = cell_after.gradient();
     const Scalar* const dy = y.gradient().data();
-    Scalar* const dgates = gates.gradient().data();
+    const Tensor<Scalar> d_gates = context.make(steps * batch, {rows, 1, 1}, false);
+    Scalar* const dgates = d_gates.value().data();
     const auto w = hidden_rows->transposed(0, rows);
     detail::BlockedFactor weights_back = blocks(detail::Factor::first, units, rows);
     // The gradients that a step makes and those of the step after it in time, in turns.
@@ -250,7 +252,7 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
       });
     }
     if (steps * batch == 0) return;
-    const auto d = detail::gradients_of(gates);
+    const auto d = detail::values_of(d_gates);
     detail::add_weight_gradient<Scalar>(context, detail::values_of(x), d, level, parameters.input_weight, order.get());
     detail::add_weight_gradient<Scalar>(
         context,

@@ -660,20 +660,31 @@ template <class Scalar>
   rate = context.dropout_rate(rate);
   const std::uint64_t operation = context.next_operation();
   if (!context.training || rate <= 0) return x;
-  Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
-  auto factors = std::make_shared<typename Parameter<Scalar>::Array>(x.value().size());
+  const index_t size = x.value().size();
+  const Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
+  const Tensor<Scalar> factors = context.make(x.batch(), x.shape(), false);
   const std::uint64_t base = context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + operation;
   const auto kept = static_cast<Scalar>(1 / (1 - rate));
-  for (index_t i = 0; i < factors->size(); ++i) {
-    std::uint64_t h = base * 0xBF58476D1CE4E5B9U + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
-    h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
-    h = (h ^ (h >> 27U)) * 0x94D049BB133111EBU;
-    h ^= h >> 31U;
-    (*factors)[i] = static_cast<double>(h >> 11U) * 0x1p-53 < rate ? Scalar{0} : kept;
-  }
-  y.value() = x.value() * *factors;
-  context.record([=] {
-    if (x.needs_gradient()) x.gradient() += y.gradient() * *factors;
+  const auto limit = static_cast<std::uint64_t>(std::ceil(std::ldexp(rate, 53)));  // numbers below it are dropped
+  Scalar* const f = factors.value().data();
+  context.for_parts(size, [&](index_t, index_t first, index_t last) {
+    for (index_t i = first; i < last; ++i) {
+      std::uint64_t h = base * 0xBF58476D1CE4E5B9U + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
+      h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
+      h = (h ^ (h >> 27U)) * 0x94D049BB133111EBU;
+      h ^= h >> 31U;
+      f[i] = h >> 11U < limit ? Scalar{0} : kept;
+    }
+    y.value().segment(first, last - first) =
+        x.value().segment(first, last - first) * factors.value().segment(first, last - first);
+  });
+  context.record([=, &context] {
+    if (!x.needs_gradient()) return;
+    auto& dx = x.gradient();
+    const auto& dy = y.gradient();
+    context.for_parts(size, [&](index_t, index_t first, index_t last) {
+      dx.segment(first, last - first) += dy.segment(first, last - first) * factors.value().segment(first, last - first);
+    });
   });
   return y;
 }

@@ -63,24 +63,27 @@ void add_product(Context<Scalar>& context, index_t part, Transposed transposed, 
 template <class Scalar>
 class WeightRows {
  public:
-  WeightRows(const Parameter<Scalar>& weight, Level level, const std::vector<index_t>* order = nullptr)
-      : rows_(weight.shape[0]), columns_(weight.value.size() / (rows_ < 1 ? 1 : rows_)) {
-    data_ = weight.value.data();
+  WeightRows(Context<Scalar>& context, const Parameter<Scalar>& weight, Level level,
+             const std::vector<index_t>* order = nullptr)
+      : rows_(weight.shape[0]), columns_(weight.value.size() / (rows_ < 1 ? 1 : rows_)), data_(weight.value.data()) {
     if (weight.strata.empty() && order == nullptr) return;
-    copy_.resize(weight.value.size());
-    for (index_t row = 0; row < rows_; ++row) {
-      const index_t from = (order == nullptr ? row : (*order)[static_cast<std::size_t>(row)]) * columns_;
-      Scalar* const to = copy_.data() + row * columns_;
-      if (weight.strata.empty()) {
-        std::copy_n(weight.value.data() + from, columns_, to);
-        continue;
+    copy_ = context.make(rows_, {columns_, 1, 1}, false);
+    Scalar* const copy = copy_.value().data();
+    context.for_parts(rows_, [&](index_t, index_t first, index_t last) {
+      for (index_t row = first; row < last; ++row) {
+        const index_t from = (order == nullptr ? row : (*order)[static_cast<std::size_t>(row)]) * columns_;
+        Scalar* const to = copy + row * columns_;
+        if (weight.strata.empty()) {
+          std::copy_n(weight.value.data() + from, columns_, to);
+          continue;
+        }
+        const std::uint8_t* const strata = weight.strata.data() + from;
+        const Scalar* const values = weight.value.data() + from;
+        for (index_t c = 0; c < columns_; ++c)
+          to[c] = static_cast<int>(strata[c]) <= level.index && strata[c] != StratumMap::absent ? values[c] : Scalar{0};
       }
-      const std::uint8_t* const strata = weight.strata.data() + from;
-      const Scalar* const values = weight.value.data() + from;
-      for (index_t c = 0; c < columns_; ++c)
-        to[c] = static_cast<int>(strata[c]) <= level.index && strata[c] != StratumMap::absent ? values[c] : Scalar{0};
-    }
-    data_ = copy_.data();
+    });
+    data_ = copy;
   }
   WeightRows(const WeightRows&) = delete;
   WeightRows& operator=(const WeightRows&) = delete;
@@ -96,7 +99,7 @@ class WeightRows {
   index_t rows_;
   index_t columns_;
   const Scalar* data_;
-  typename Parameter<Scalar>::Array copy_;
+  Tensor<Scalar> copy_;
 };
 
 /// weight.gradient += x d^T for the weights that `level` holds: x is columns x n; row i of d is that of row first_row +
@@ -202,7 +205,7 @@ template <class Scalar>
   const index_t outputs = rows > 0 ? rows : weight.shape[0];
   weight.uses = 1;
   const Level level = context.level;
-  auto weights = std::make_shared<detail::WeightRows<Scalar>>(weight, level);
+  auto weights = std::make_shared<detail::WeightRows<Scalar>>(context, weight, level);
   Tensor<Scalar> y = context.make(x.batch(), {outputs, 1, 1}, true);
   context.for_parts(x.batch(), [&](index_t, index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) {
