@@ -112,16 +112,8 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
   if (options.arm == "dense") return recipe;
-  if (!options.level_dropout.empty() && options.level_dropout.size() != budgets.size())
-    strata::raise(strata::Error("--level-dropout", std::to_string(budgets.size()) + " rates, one for each level",
-                                std::to_string(options.level_dropout.size())));
-  for (const double rate : options.level_dropout) {
-    if (rate > options.network.dropout)
-      strata::raise(strata::Error("--level-dropout", "at most --dropout, " + std::to_string(options.network.dropout),
-                                  std::to_string(rate)));
-    recipe.dropout_factors.push_back(rate > 0 ? rate / options.network.dropout : 0);
-  }
   recipe.levels = budgets;
+  recipe.dropout_factors = examples::dropout_factors(options.level_dropout, options.network.dropout, budgets.size());
   recipe.dense_epochs = dense;
   recipe.prune_epochs = 0.25 * sparse;
   if (options.arm == "joint") {
@@ -135,7 +127,7 @@ train::Recipe recipe_for(const TrainOptions& options) {
         strata::raise(strata::Error("--single-level", "a level of --levels", std::to_string(options.single_level)));
       const auto level = static_cast<std::size_t>(options.single_level);
       recipe.levels = {budgets[level]};
-      if (level < recipe.dropout_factors.size()) recipe.dropout_factors = {recipe.dropout_factors[level]};
+      if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
     }
   }
   recipe.floor = 0.02;
@@ -474,10 +466,7 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--level-dropout", options.level_dropout,
-                 "dropout while a level trains, for each level, sparsest first; default: --dropout")
-      ->delimiter(',')
-      ->check(CLI::Range(0.0, 0.99));
+  app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
   app.add_option("--paths", options.paths, "random paths a step that drop a level on the way, beside the plain levels")
       ->check(CLI::Range(0, 16))
       ->capture_default_str();

@@ -46,6 +46,7 @@ struct Options {
   double rate = 1e-3;
   double decay = 0.01;
   double distillation = 0.5;
+  std::vector<double> level_dropout;
   std::uint64_t seed = 1;
   bool bfloat16 = false;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -140,6 +141,7 @@ train::Recipe recipe_for(const Options& options) {
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(examples::paper_levels);
   if (options.arm == "dense") return recipe;
   recipe.levels = budgets;
+  recipe.dropout_factors = examples::dropout_factors(options.level_dropout, Config().dropout, budgets.size());
   recipe.dense_epochs = dense;
   recipe.prune_epochs = sparse * 3 / 11;
   recipe.fixed_epochs = sparse * 8 / 11;
@@ -149,7 +151,9 @@ train::Recipe recipe_for(const Options& options) {
   } else if (options.arm == "bottom-up") {
     recipe.arm = train::Arm::freeze_and_grow;
   } else {
-    recipe.levels = {budgets[static_cast<std::size_t>(options.single_level)]};
+    const auto level = static_cast<std::size_t>(options.single_level);
+    recipe.levels = {budgets[level]};
+    if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
   }
   // Layers that one ranking over all weights would starve: those that see the coordinates alone, and the classifier.
   recipe.floor = 0.02;
@@ -291,6 +295,7 @@ int main(int argc, char** argv) {
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
   app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
   app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
   app.add_option("--threads", options.threads, "for training and judging")

@@ -1,4 +1,4 @@
-// Budgets of levels as the example programs take them on the command line.
+// What the example programs take on the command line for each level.
 #pragma once
 
 #include <algorithm>
@@ -31,6 +31,26 @@ inline constexpr const char* paper_levels = "0.0538:0.0447,0.1338:0.1497";
   }
   (void)strata::check_budgets(budgets).value();
   return budgets;
+}
+
+/// What `--level-dropout` does, for the help of a program.
+inline constexpr const char* level_dropout_help =
+    "dropout while a level trains, for each level, sparsest first; default: that of the dense model";
+
+/// `Recipe::dropout_factors` for `--level-dropout`: `rates` of `levels` levels, of a network whose layers drop
+/// `dropout`. None for no rates. Raises: another number of rates, rates above `dropout`.
+[[nodiscard]] inline std::vector<double> dropout_factors(const std::vector<double>& rates, double dropout,
+                                                         std::size_t levels) {
+  if (!rates.empty() && rates.size() != levels)
+    strata::raise(strata::Error("--level-dropout", std::to_string(levels) + " rates, one for each level",
+                                std::to_string(rates.size())));
+  std::vector<double> factors;
+  for (const double rate : rates) {
+    if (!(rate >= 0 && rate <= dropout))
+      strata::raise(strata::Error("--level-dropout", "0 to " + std::to_string(dropout), std::to_string(rate)));
+    factors.push_back(rate > 0 ? rate / dropout : 0);
+  }
+  return factors;
 }
 
 }  // namespace examples

@@ -180,12 +180,12 @@ template <class Stored, class Scalar>
   const LaneLayout layout = y.lane_layout();
   const index_t units = in_lanes ? layout.groups * layout.blocks() : x.batch();
   const index_t size = in_lanes ? layout.block_step() : out.size();
-  const auto numbers = [in_lanes](const Tensor<Scalar>& tensor) -> Stored* {
+  const auto numbers = [=](const Tensor<Scalar>& tensor) -> Stored* {
     if constexpr (whole)
       if (!in_lanes) return tensor.value().data();
     return tensor.template lanes<Stored>();
   };
-  const auto gradients = [in_lanes](const Tensor<Scalar>& tensor) -> Stored* {
+  const auto gradients = [=](const Tensor<Scalar>& tensor) -> Stored* {
     if constexpr (whole)
       if (!in_lanes) return tensor.gradient().data();
     return tensor.template whole_lane_gradient<Stored>();
