@@ -265,6 +265,7 @@ TEST_CASE("a run goes on from another run's dense model to the bits that it reac
   train::Recipe recipe = small_recipe(train::Arm::freeze_and_grow);
   recipe.levels = {{0.3, 0.3}};
   recipe.distillation = 0.9;
+  recipe.dropout_factors = {0.5};
   recipe.dense_epochs += 1e-9;  // the same steps
   Net whole({.width = 24});
   train::fit(whole, task, recipe, executor);
@@ -284,6 +285,7 @@ TEST_CASE("a run goes on from another run's dense model to the bits that it reac
                              +[](train::Recipe& r) { r.momentum = 0.8; }, +[](train::Recipe& r) { r.levels.clear(); },
                              +[](train::Recipe& r) { r.dense_epochs = 0; }}) {
     train::Recipe other = recipe;
+    other.dropout_factors.clear();
     change(other);
     Net another({.width = 24});
     Trainer different(another, task, other, executor);
