@@ -329,12 +329,9 @@ int run_train(TrainOptions options, const std::string& command) {
     gnmt::save_translator(*trainer.dense(), 1, words, dense_path);
     add(std::move(gnmt::load_translator(dense_path, {.self_check = true})).value(), Level{0}, "dense", 1, 1,
         recipe.dense_epochs, trained.dense_seconds);
+    const auto stored = examples::stored_counts(translator.model, counts, model_path);
     for (int level = translator.model.levels() - 1; level >= 0; --level) {
-      const auto count = strata::count_level(counts, Level{level});
-      if (count.weights != translator.model.nnz(Level{level}))
-        strata::raise(strata::Error(model_path + ": level " + std::to_string(level),
-                                    std::to_string(count.weights) + " weights, as trained",
-                                    std::to_string(translator.model.nnz(Level{level}))));
+      const auto& count = stored[static_cast<std::size_t>(level)];
       add(translator, Level{level}, options.arm == "single" ? options.single_level : level, count.weight_share(),
           count.flop_share(), options.epochs, trained.seconds);
     }

@@ -245,12 +245,9 @@ int run(const Options& options, const std::string& command) {
     strata::save(*trainer.dense(), 1, dense_path);
     add(strata::load<pointnet2::PointNet2>(dense_path, {.self_check = true}), Level{0}, "dense", 1, 1,
         recipe.dense_epochs, trained.dense_seconds);
+    const auto stored = examples::stored_counts(model, counts, model_path);
     for (int level = model.levels() - 1; level >= 0; --level) {
-      const auto count = strata::count_level(counts, Level{level});
-      if (count.weights != model.nnz(Level{level}))
-        strata::raise(strata::Error(model_path + ": level " + std::to_string(level),
-                                    std::to_string(count.weights) + " weights, as trained",
-                                    std::to_string(model.nnz(Level{level}))));
+      const auto& count = stored[static_cast<std::size_t>(level)];
       add(model, Level{level}, options.arm == "single" ? options.single_level : level, count.weight_share(),
           count.flop_share(), options.epochs, trained.seconds);
     }

@@ -212,9 +212,11 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   if (budgets.empty()) return rows;
   const auto counts = train::count_layers<float>(network, trainer.levels());
   (void)strata::check_within(counts, recipe.levels).value();
-  const Model model = save(network, trainer.levels(), data, task, pool, options.out + "/" + name + ".safetensors");
+  const std::string path = options.out + "/" + name + ".safetensors";
+  const Model model = save(network, trainer.levels(), data, task, pool, path);
+  const auto stored = examples::stored_counts(model, counts, path);
   for (int level = model.levels() - 1; level >= 0; --level) {
-    const auto count = strata::count_level(counts, Level{level});
+    const auto& count = stored[static_cast<std::size_t>(level)];
     rows.push_back({std::to_string(first_level + level),
                     examples::accuracy(model, data.split.test, Level{level}, options.threads), count.weight_share(),
                     count.flop_share(), epochs, done.seconds});

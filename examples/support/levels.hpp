@@ -1,12 +1,14 @@
-// What the example programs take on the command line for each level.
+// What the example programs take on the command line for each level, and what they count of each.
 #pragma once
 
 #include <algorithm>
 #include <cstdio>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
 #include <strata/sparse/budget.hpp>
 
 namespace examples {
@@ -51,6 +53,23 @@ inline constexpr const char* level_dropout_help =
     factors.push_back(rate > 0 ? rate / dropout : 0);
   }
   return factors;
+}
+
+/// What every level of `model` holds, sparsest first, by the counts of the layers it was trained with. Raises: the
+/// model, which was loaded from `path`, holds another number of weights.
+template <class Model>
+[[nodiscard]] std::vector<strata::LevelCount> stored_counts(const Model& model,
+                                                            std::span<const strata::LayerCount> layers,
+                                                            const std::string& path) {
+  std::vector<strata::LevelCount> counts = strata::count_levels(layers, model.levels());
+  for (int level = 0; level < model.levels(); ++level) {
+    const auto trained = counts[static_cast<std::size_t>(level)].weights;
+    const auto stored = model.nnz(strata::Level{level});
+    if (trained != stored)
+      strata::raise(strata::Error(path + ": level " + std::to_string(level),
+                                  std::to_string(trained) + " weights, as trained", std::to_string(stored)));
+  }
+  return counts;
 }
 
 }  // namespace examples

@@ -1,10 +1,13 @@
 // What example programs take for each level: budgets and rates of dropout.
 #include "support/levels.hpp"
 
+#include <cmath>
 #include <string>
 #include <vector>
 
 #include <strata/core/error.hpp>
+#include <strata/core/types.hpp>
+#include <strata/sparse/budget.hpp>
 
 #include "support/catch.hpp"
 
@@ -55,4 +58,23 @@ TEST_CASE("rates of dropout that do not fit are refused") {
   CHECK(error({0.1, 0.2, 0.3}) == "--level-dropout: 3");
   CHECK(error({0.1, 0.5}) == "--level-dropout: " + std::to_string(0.5));
   CHECK(error({-0.1, 0.2}) == "--level-dropout: " + std::to_string(-0.1));
+}
+
+TEST_CASE("weights of levels are those of the stored model, or the file is named") {
+  struct Stored {
+    std::vector<strata::index_t> weights;
+    [[nodiscard]] int levels() const { return static_cast<int>(weights.size()); }
+    [[nodiscard]] strata::index_t nnz(strata::Level level) const {
+      return weights[static_cast<std::size_t>(level.index)];
+    }
+  };
+  const std::vector<strata::LayerCount> layers = {{.name = "a", .rows = 2, .columns = 5, .uses = 2, .nnz = {1, 4}},
+                                                  {.name = "b", .rows = 3, .columns = 10, .uses = 1, .nnz = {2, 8}}};
+  const auto counts = examples::stored_counts(Stored{{3, 12}}, layers, "m.safetensors");
+  REQUIRE(counts.size() == 2);
+  CHECK(std::abs(counts[0].weight_share() - 0.075) < 1e-12);
+  CHECK(std::abs(counts[1].flop_share() - 0.32) < 1e-12);
+  CHECK(error_of([&] {
+          (void)examples::stored_counts(Stored{{3, 11}}, layers, "m.safetensors");
+        }) == "m.safetensors: level 1: 11");
 }

@@ -26,38 +26,6 @@ namespace strata::train {
 
 namespace detail {
 
-/// Which of an operation's numbers dropout keeps: follows from seed, step, operation and place alone (SplitMix64).
-class DropoutChoice {
- public:
-  template <class Scalar>
-  DropoutChoice(Context<Scalar>& context, double rate)
-      : rate_(context.dropout_rate(rate)),
-        base_((context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + context.next_operation()) *
-              0xBF58476D1CE4E5B9U),
-        active_(context.training && rate_ > 0),
-        limit_(static_cast<std::uint64_t>(std::ldexp(rate_, 63)) * 2),
-        kept_(1 / (1 - rate_)) {}
-
-  [[nodiscard]] bool active() const noexcept { return active_; }
-  /// What kept numbers are multiplied with.
-  [[nodiscard]] double kept() const noexcept { return kept_; }
-  /// 0 or `kept()`.
-  [[nodiscard]] double factor(index_t i) const noexcept {
-    std::uint64_t h = base_ + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
-    h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
-    h = (h ^ (h >> 27U)) * 0x94D049BB133111EBU;
-    h ^= h >> 31U;
-    return h < limit_ ? 0.0 : kept_;
-  }
-
- private:
-  double rate_;
-  std::uint64_t base_;
-  bool active_;
-  std::uint64_t limit_;
-  double kept_;
-};
-
 /// Calls `f` with `size`, as a constant where it is one of the usual ones: loops of known length stay in registers.
 template <class F>
 void with_size(index_t size, F&& f) {
@@ -118,7 +86,7 @@ template <class Scalar>
   const index_t outputs = weight.shape[0];
   weight.uses = x.nodes();  // budgets count products of whole matrices, whatever zeros the input has
   const Level level = context.level;
-  const detail::DropoutChoice choice(context, dropout);
+  const detail::DropoutChoice<Scalar> choice(context, dropout);
   const auto w = detail::weights_by_feature(weight, level);
   Tensor<Scalar> values = context.make(x.entries(), {1, 1, 1}, false);
   Tensor<Scalar> h = context.make(x.nodes(), {outputs, 1, 1}, true);
@@ -130,7 +98,7 @@ template <class Scalar>
       for (auto k = static_cast<std::size_t>(x.offsets()[static_cast<std::size_t>(node)]);
            k < static_cast<std::size_t>(x.offsets()[static_cast<std::size_t>(node) + 1]); ++k) {
         auto value = static_cast<Scalar>(x.values()[k]);
-        if (choice.active()) value *= static_cast<Scalar>(choice.factor(static_cast<index_t>(k)));
+        if (choice.active()) value *= choice.factor(static_cast<index_t>(k));
         v[k] = value;
         if (value == 0) continue;
         detail::with_size(
@@ -205,7 +173,7 @@ template <class Scalar>
   const index_t nodes = graph.nodes();
   source.uses = target.uses = nodes;
   const Level level = context.level;
-  const detail::DropoutChoice choice(context, dropout);
+  const detail::DropoutChoice<Scalar> choice(context, dropout);
   const auto leak = static_cast<Scalar>(slope);
   const auto at = [](index_t i) { return static_cast<std::size_t>(i); };
 
@@ -258,7 +226,7 @@ template <class Scalar>
         for (index_t k = 0; k < heads; ++k) {
           const index_t i = e * heads + k;
           a[i] *= sums[k];
-          used[i] = choice.active() ? a[i] * static_cast<Scalar>(choice.factor(i)) : a[i];
+          used[i] = choice.active() ? a[i] * choice.factor(i) : a[i];
         }
     }
     // Dropped weights are multiplied like the others: a branch on them could not be predicted.
@@ -305,7 +273,7 @@ template <class Scalar>
         for (index_t e = graph.offsets()[at(node)]; e < graph.offsets()[at(node + 1)]; ++e)
           for (index_t k = 0; k < heads; ++k) {
             const index_t i = e * heads + k;
-            if (choice.active()) d[i] *= used[i] == 0 ? Scalar{0} : static_cast<Scalar>(choice.kept());
+            if (choice.active()) d[i] *= used[i] == 0 ? Scalar{0} : choice.kept();
             mean[k] += a[i] * d[i];
           }
         const Scalar* const own = s + node * 2 * heads + heads;

@@ -652,29 +652,55 @@ template <class Scalar>
   return y;
 }
 
+namespace detail {
+
+/// Which of an operation's numbers dropout keeps: follows from seed, step, operation and place alone (SplitMix64).
+template <class Scalar>
+class DropoutChoice {
+ public:
+  DropoutChoice(Context<Scalar>& context, double rate)
+      : rate_(context.dropout_rate(rate)),
+        base_((context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + context.next_operation()) *
+              0xBF58476D1CE4E5B9U),
+        active_(context.training && rate_ > 0),
+        limit_(static_cast<std::uint64_t>(std::ceil(std::ldexp(rate_, 53)))),
+        kept_(static_cast<Scalar>(1 / (1 - rate_))) {}
+
+  [[nodiscard]] bool active() const noexcept { return active_; }
+  /// What kept numbers are multiplied with.
+  [[nodiscard]] Scalar kept() const noexcept { return kept_; }
+  /// 0 or `kept()`.
+  [[nodiscard]] Scalar factor(index_t i) const noexcept {
+    std::uint64_t h = base_ + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
+    h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
+    h = (h ^ (h >> 27U)) * 0x94D049BB133111EBU;
+    h ^= h >> 31U;
+    return h >> 11U < limit_ ? Scalar{0} : kept_;
+  }
+
+ private:
+  double rate_;
+  std::uint64_t base_;
+  bool active_;
+  std::uint64_t limit_;  ///< of the upper 53 bits; those below it are dropped
+  Scalar kept_;
+};
+
+}  // namespace detail
+
 /// In training each activation is dropped with probability `rate` (times the level's factor, if the context has one),
 /// the others scaled by 1 / (1 - rate). The choice follows from seed, step and place alone (SplitMix64), so it does not
 /// depend on threads.
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> dropout(Context<Scalar>& context, const Tensor<Scalar>& x, double rate) {
-  rate = context.dropout_rate(rate);
-  const std::uint64_t operation = context.next_operation();
-  if (!context.training || rate <= 0) return x;
+  const detail::DropoutChoice<Scalar> choice(context, rate);
+  if (!choice.active()) return x;
   const index_t size = x.value().size();
   const Tensor<Scalar> y = context.make(x.batch(), x.shape(), true);
   const Tensor<Scalar> factors = context.make(x.batch(), x.shape(), false);
-  const std::uint64_t base = context.seed * 0x9E3779B97F4A7C15U + context.step * 0xD1B54A32D192ED03U + operation;
-  const auto kept = static_cast<Scalar>(1 / (1 - rate));
-  const auto limit = static_cast<std::uint64_t>(std::ceil(std::ldexp(rate, 53)));  // numbers below it are dropped
   Scalar* const f = factors.value().data();
   context.for_parts(size, [&](index_t, index_t first, index_t last) {
-    for (index_t i = first; i < last; ++i) {
-      std::uint64_t h = base * 0xBF58476D1CE4E5B9U + static_cast<std::uint64_t>(i) * 0x9E3779B97F4A7C15U;
-      h = (h ^ (h >> 30U)) * 0xBF58476D1CE4E5B9U;
-      h = (h ^ (h >> 27U)) * 0x94D049BB133111EBU;
-      h ^= h >> 31U;
-      f[i] = h >> 11U < limit ? Scalar{0} : kept;
-    }
+    for (index_t i = first; i < last; ++i) f[i] = choice.factor(i);
     y.value().segment(first, last - first) =
         x.value().segment(first, last - first) * factors.value().segment(first, last - first);
   });
