@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <strata/io/model_file.hpp>
 #include <strata/runtime/session.hpp>
 #include <strata/train/allocation.hpp>
 #include <strata/train/training.hpp>
@@ -158,6 +159,6 @@ TEST_CASE("the stored PointNet++ keeps its accuracy on every third test cloud", 
     }
   }
   // Instruction sets round differently: a cloud may lie on the edge between classes.
-  CHECK(std::abs(right[1] - 57) <= 1);
-  CHECK(std::abs(right[0] - 53) <= 1);
+  CHECK(std::abs(right[1] - 60) <= 1);
+  CHECK(std::abs(right[0] - 59) <= 1);
 }
