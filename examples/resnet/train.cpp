@@ -46,6 +46,7 @@ struct Options {
   double decay = 5e-4;
   double smoothing = 0;
   index_t hole = 0;
+  index_t level_hole = -1;  ///< below 0: `hole`
   double distillation = 0.8;
   double temperature = 3;
   int paths = 1;
@@ -183,9 +184,11 @@ Model save(const TrainingNet& network, int levels, const examples::NamedSplit& d
 std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& data,
                             const std::vector<strata::LevelBudget>& budgets, const std::string& name, int first_level) {
   const train::Dataset& training = data.split.train;
+  const train::Variation variation{.shift = options.dataset == "cifar10" ? 4 : 2, .flip = true, .hole = options.hole};
+  train::Variation for_levels = variation;
+  if (options.level_hole >= 0) for_levels.hole = options.level_hole;
   train::Classification<float> task(
-      training, {.variation = {.shift = options.dataset == "cifar10" ? 4 : 2, .flip = true, .hole = options.hole},
-                 .smoothing = options.smoothing});
+      training, {.variation = variation, .level_variation = for_levels, .smoothing = options.smoothing});
   const auto config = resnet::config_named(options.network, training.classes, training.shape).value();
   TrainingNet network(config);
   train::initialise(network, options.seed);
@@ -317,6 +320,8 @@ int main(int argc, char** argv) {
   app.add_option("--hole", options.hole, "side of a square that is blanked in every training picture, in pixels")
       ->check(CLI::Range(0, 1 << 16))
       ->capture_default_str();
+  app.add_option("--level-hole", options.level_hole, "the same while levels train; default: --hole")
+      ->check(CLI::Range(0, 1 << 16));
   app.add_option("--distillation", options.distillation, "share of the loss that comes from the dense model")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();

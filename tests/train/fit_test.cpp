@@ -294,6 +294,45 @@ TEST_CASE("a run goes on from another run's dense model to the bits that it reac
   }
 }
 
+TEST_CASE("levels may train on pictures that are varied in another way than those of the dense model") {
+  const train::Dataset data = stripes(96);
+  const train::Variation dense{.shift = 1, .hole = 4};
+  Task task(data, {.variation = dense});
+  Task same(data, {.variation = dense, .level_variation = dense});
+  Task other(data, {.variation = dense, .level_variation = train::Variation{.flip = true}});
+  CHECK(same.fingerprint() == task.fingerprint());
+  CHECK(other.fingerprint() != task.fingerprint());
+
+  strata::SerialExecutor executor;
+  const train::Recipe recipe = small_recipe(train::Arm::joint);
+  Net first({.width = 24});
+  Net second({.width = 24});
+  Trainer one(first, task, recipe, executor);
+  Trainer two(second, other, recipe, executor);
+  while (!one.dense()) {
+    one.step();
+    two.step();
+  }
+  CHECK(bits_of(first) == bits_of(second));
+  const strata::Archive saved = one.state();
+  one.step();
+  two.step();
+  CHECK(bits_of(first) != bits_of(second));
+  while (!two.done()) two.step();
+
+  Net third({.width = 24});
+  Trainer from_dense(third, other, recipe, executor);
+  CHECK_FALSE(from_dense.restore(saved).ok());
+  REQUIRE(from_dense.start_from_dense(saved).ok());
+  while (!from_dense.done()) from_dense.step();
+  CHECK(bits_of(third) == bits_of(second));
+
+  Task another(data, {.variation = {.shift = 1}, .level_variation = dense});
+  Net fourth({.width = 24});
+  Trainer refused(fourth, another, recipe, executor);
+  CHECK_FALSE(refused.start_from_dense(saved).ok());
+}
+
 TEST_CASE("recipes that cannot work are refused before any work") {
   const train::Recipe good = small_recipe(train::Arm::joint);
   CHECK(error_of(good) == "none");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -22,6 +23,9 @@ namespace strata::train {
 /// How pictures are varied in training, and the target's smoothing.
 struct ClassificationOptions {
   Variation variation;
+  /// While levels train; none: `variation`. A sparse level fits its pictures less closely than the dense model, and has
+  /// less to gain from harder ones.
+  std::optional<Variation> level_variation = {};
   double smoothing = 0;  ///< of labels, in [0, 1)
 };
 
@@ -45,16 +49,22 @@ class Classification {
     for (const std::uint8_t byte : data_.pixels) hash = (hash ^ byte) * 1099511628211U;
     for (const std::uint8_t byte : data_.labels) hash = (hash ^ byte) * 1099511628211U;
     const Variation& variation = options_.variation;
-    return std::to_string(data_.size()) + " pictures, " + std::to_string(hash) + ", shift " +
-           std::to_string(variation.shift) + ", flip " + std::to_string(variation.flip) + ", smoothing " +
-           std::to_string(options_.smoothing) +
-           (variation.hole > 0 ? ", hole " + std::to_string(variation.hole) : std::string());
+    std::string text = std::to_string(data_.size()) + " pictures, " + std::to_string(hash) + ", shift " +
+                       std::to_string(variation.shift) + ", flip " + std::to_string(variation.flip) + ", smoothing " +
+                       std::to_string(options_.smoothing);
+    if (variation.hole > 0) text += ", hole " + std::to_string(variation.hole);
+    if (const auto& levels = options_.level_variation; levels && *levels != variation)
+      text += ", level_shift " + std::to_string(levels->shift) + ", level_flip " + std::to_string(levels->flip) +
+              ", level_hole " + std::to_string(levels->hole);
+    return text;
   }
 
-  /// Makes samples `indices` the current batch; variations follow from `seed` alone.
-  void load(std::span<const std::uint32_t> indices, std::uint64_t seed) {
+  /// Makes samples `indices` the current batch; variations follow from `seed` alone. `levels`: for training of levels,
+  /// not of the dense model.
+  void load(std::span<const std::uint32_t> indices, std::uint64_t seed, bool levels = false) {
     std::mt19937_64 random(seed);
-    data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_, &random, options_.variation);
+    data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_, &random,
+                levels ? options_.level_variation.value_or(options_.variation) : options_.variation);
   }
   /// As `load`, without variations.
   void load_plain(std::span<const std::uint32_t> indices) {

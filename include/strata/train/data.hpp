@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <numeric>
 #include <random>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +22,8 @@ struct Variation {
   index_t shift = 0;  ///< pixels, at most, in every direction; zeros come in
   bool flip = false;  ///< left and right, half the time
   index_t hole = 0;   ///< side of a square of the mean value, its centre anywhere in the picture (arXiv 1708.04552)
+
+  friend bool operator==(const Variation&, const Variation&) = default;
 };
 
 namespace detail {
@@ -125,5 +128,20 @@ struct Dataset {
   for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
   return order;
 }
+
+namespace detail {
+
+/// Makes samples `indices` the current batch of `task`, for training of levels or of the dense model: a task may vary
+/// the two differently.
+template <class Task>
+void load_samples(Task& task, std::span<const std::uint32_t> indices, std::uint64_t seed, bool levels) {
+  if constexpr (requires { task.load(indices, seed, levels); }) {
+    task.load(indices, seed, levels);
+  } else {
+    task.load(indices, seed);
+  }
+}
+
+}  // namespace detail
 
 }  // namespace strata::train

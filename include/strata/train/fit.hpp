@@ -100,7 +100,7 @@ class Trainer {
   double step() {
     const Phase& phase = phases_[phase_];
     if (phase_step_ == 0) begin(phase);
-    load_batch(step_);
+    load_batch(step_, phase.kind != Phase::Kind::dense);
     const auto all = parameters<Scalar>(network_);
     clear_gradients(context_, all);
     context_.step = static_cast<std::uint64_t>(step_);
@@ -406,7 +406,7 @@ class Trainer {
     make_optimiser();
   }
 
-  void load_batch(std::int64_t step) {
+  void load_batch(std::int64_t step, bool levels) {
     const std::int64_t epoch = step / steps_per_epoch_;
     if (epoch != epoch_) {
       // A task may have reasons for an order of its own, such as batches of samples of one size.
@@ -419,7 +419,7 @@ class Trainer {
     }
     const auto first = static_cast<std::size_t>((step % steps_per_epoch_) * recipe_.batch);
     const std::size_t count = std::min(order_.size() - first, static_cast<std::size_t>(recipe_.batch));
-    task_.load({order_.data() + first, count}, seed_of(step, 1));
+    detail::load_samples(task_, {order_.data() + first, count}, seed_of(step, 1), levels);
   }
 
   [[nodiscard]] std::uint64_t seed_of(std::int64_t step, std::uint64_t purpose) const noexcept {
@@ -534,7 +534,7 @@ class Trainer {
     context_.bfloat16 = false;  // as the network will be used
     for (int level = 0; level < levels() && recipe_.recalibration_batches > 0; ++level)
       for (index_t batch = 0; batch < recipe_.recalibration_batches; ++batch) {
-        load_batch(batch % steps_per_epoch_);
+        load_batch(batch % steps_per_epoch_, level_count() > 0);
         context_.norm_momentum = 1 / static_cast<double>(batch + 1);
         context_.begin(Level{level});
         (void)task_.run(network_, context_);

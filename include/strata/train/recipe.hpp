@@ -107,14 +107,15 @@ struct Recipe {
     }
   }
 
-  /// Whether the dense phase is the same whatever the value of the number that `visit` calls `name`.
+  /// Whether the dense phase is the same whatever the value of the number that `visit`, or a task's fingerprint, calls
+  /// `name`; tasks begin such names with "level_".
   [[nodiscard]] static bool concerns_levels_only(std::string_view name) {
     constexpr std::string_view names[] = {
         "arm",       "sparse_rate",  "prune_epochs",    "fixed_epochs",         "tune_epochs",
         "tune_rate", "floor",        "masks_per_epoch", "random_paths",         "tune_paths",
         "penalty",   "distillation", "temperature",     "recalibration_batches"};
     return name.starts_with("floors.") || name.starts_with("levels.") || name.starts_with("dropout_factors.") ||
-           std::find(std::begin(names), std::end(names), name) != std::end(names);
+           name.starts_with("level_") || std::find(std::begin(names), std::end(names), name) != std::end(names);
   }
 
   /// Errors: numbers out of range or not finite (names the option), bad budgets.

@@ -57,7 +57,8 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
     context.drop_to = to;
     for (index_t b = 0; b < batches; ++b) {
       const std::size_t first = static_cast<std::size_t>(b) * count % (order.size() - count + 1);
-      task.load({order.data() + first, count}, options.seed * 1'000'003U + static_cast<std::uint64_t>(b));
+      detail::load_samples(task, {order.data() + first, count},
+                           options.seed * 1'000'003U + static_cast<std::uint64_t>(b), true);
       context.norm_momentum = 1 / static_cast<double>(b + 1);
       context.begin(from);
       (void)task.run(copy, context);
@@ -80,7 +81,7 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
   };
 
   context.begin(Level{0});
-  task.load({order.data(), count}, options.seed);
+  detail::load_samples(task, {order.data(), count}, options.seed, true);
   {
     Network copy = network;
     (void)task.run(copy, context);
