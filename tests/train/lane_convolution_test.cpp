@@ -2,6 +2,7 @@
 // blocks of channels and pieces of pictures, dense and sparse, at every level; the same bits on any number of threads.
 #include <cmath>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <strata/runtime/thread_pool.hpp>
@@ -108,10 +109,11 @@ TEST_CASE("every element has its place in lanes, and comes back from there") {
     const Array x = numbers(random, 2 * lanes * shape.size());
     Array there(x.size());
     Array back(x.size());
-    for (index_t group = 0; group < 2; ++group) {
-      strata::train::to_lanes(layout, group, x.data(), there.data());
-      strata::train::from_lanes(layout, group, there.data(), back.data());
-    }
+    for (index_t group = 0; group < 2; ++group)
+      for (const auto& [first, last] : {std::pair(index_t{0}, layout.pixels / 3), {layout.pixels / 3, layout.pixels}}) {
+        strata::train::to_lanes(layout, group, first, last, x.data(), there.data());
+        strata::train::from_lanes(layout, group, first, last, there.data(), back.data());
+      }
     CHECK((back == x).all());
     for (index_t picture = 0; picture < 2 * lanes; ++picture)
       for (index_t pixel = 0; pixel < layout.pixels; ++pixel)
@@ -146,6 +148,40 @@ TEST_CASE("tensors give values and gradients in either layout") {
   const auto unused = context.make(lanes, {1, 1, 1}, true, strata::train::Layout::lanes);
   CHECK((Eigen::Map<Array>(unused.whole_lane_gradient(), lanes) == 0).all());
   CHECK_FALSE(x.fits_lanes(0));
+}
+
+TEST_CASE("tensors are copied to another layout by any number of threads, within a task, and without their context") {
+  const Shape shape{3, 5, 7};
+  const index_t batch = 3 * lanes;
+  std::mt19937 random(6);
+  const Array x = numbers(random, batch * shape.size());
+  for (const int threads : {1, 2, 3}) {
+    strata::train::Tensor<double> left;
+    {
+      strata::ThreadPool pool(threads);
+      Family::Context context(pool);
+      const auto from = context.make(batch, shape, true);
+      from.value() = x;
+      from.gradient() += x;
+      const auto copy = [&](const Array& numbers_of) {
+        const auto made = context.make(batch, shape, true, strata::train::Layout::lanes);
+        std::copy(numbers_of.begin(), numbers_of.end(), made.lanes());
+        return made;
+      };
+      const Array values = Eigen::Map<Array>(from.lanes(), x.size());
+      const auto gradient = from.lane_gradient();
+      CHECK_FALSE(gradient.fresh);
+      CHECK((Eigen::Map<Array>(gradient.data, x.size()) == values).all());
+      CHECK((from.gradient() == x).all());
+      CHECK((copy(values).value() == x).all());
+      const auto shared = copy(values);
+      context.for_parts(batch, [&](index_t, index_t, index_t) { (void)shared.value(); });
+      CHECK((shared.value() == x).all());
+      left = copy(values);
+    }
+    CHECK((left.value() == x).all());
+    CHECK((left.gradient() == 0).all());
+  }
 }
 
 TEST_CASE("gradients in lanes are the same bits on any number of threads") {

@@ -249,8 +249,10 @@ TEST_CASE("activations go into lanes and come back") {
       const Array<float> values = numbers<float>(random, groups * lanes * shape.size());
       Array<float> moved(values.size());
       Array<float> back(values.size());
-      for (index_t g = 0; g < groups; ++g) strata::train::to_lanes(layout, g, values.data(), moved.data());
-      for (index_t g = 0; g < groups; ++g) strata::train::from_lanes(layout, g, moved.data(), back.data());
+      for (index_t g = 0; g < groups; ++g)
+        strata::train::to_lanes(layout, g, 0, layout.pixels, values.data(), moved.data());
+      for (index_t g = 0; g < groups; ++g)
+        strata::train::from_lanes(layout, g, 0, layout.pixels, moved.data(), back.data());
       CHECK(difference(values, back) == 0);
       // Picture 1, last channel, last pixel.
       const index_t channel = shape.channels - 1;

@@ -326,7 +326,7 @@ class LaneConvolution {
   void make_masks(Context<Scalar>& context, const std::vector<LaneSweep>& sweeps, const Windows& windows,
                   const LaneLayout& source, bool forward, std::vector<LaneMask>& masks) const {
     if (masks.size() < sweeps.size()) masks.resize(sweeps.size());
-    context.executor().parallel_for(static_cast<index_t>(sweeps.size()), [&](index_t s) {
+    context.parallel_for(static_cast<index_t>(sweeps.size()), [&](index_t s) {
       const auto at = static_cast<std::size_t>(s);
       if (masks[at].parts == 0 || masks[at].window != windows[at].starts())
         masks[at] = make_mask(sweeps[at], windows[at], source, forward);

@@ -41,40 +41,46 @@ struct LaneLayout {
 template <class Scalar>
 inline constexpr index_t lanes_of = static_cast<index_t>(xsimd::batch<Scalar>::size);
 
-/// Copies group `group` of pictures [picture][pixel][channel] into the layout, stored there as they are or as bfloat16.
+/// Copies pixels first .. last-1 of group `group` of the pictures [picture][pixel][channel] into the layout, stored
+/// there as they are or as bfloat16.
 template <class Scalar, class Stored>
-void to_lanes(const LaneLayout& layout, index_t group, const Scalar* channels_last, Stored* lanes) noexcept {
+void to_lanes(const LaneLayout& layout, index_t group, index_t first, index_t last, const Scalar* channels_last,
+              Stored* lanes) noexcept {
   const index_t size = layout.pixels * layout.channels;
   const Scalar* const source = channels_last + group * layout.lanes * size;
-  Stored* target = lanes + group * layout.group_step();
-  for (index_t first = 0; first < layout.channels; first += layout.block)
-    for (index_t pixel = 0; pixel < layout.pixels; ++pixel)
-      for (index_t c = first; c < first + layout.block; ++c)
+  for (index_t block = 0; block < layout.blocks(); ++block) {
+    Stored* target =
+        lanes + group * layout.group_step() + block * layout.block_step() + first * layout.block * layout.lanes;
+    for (index_t pixel = first; pixel < last; ++pixel)
+      for (index_t c = block * layout.block; c < (block + 1) * layout.block; ++c)
         for (index_t lane = 0; lane < layout.lanes; ++lane)
           *target++ = kernels::stored_as<Stored>(source[lane * size + pixel * layout.channels + c]);
+  }
 }
 
 /// The way back, picture by picture within pieces that stay in the L1 cache: the pictures of a group often lie a
 /// multiple of 4 KiB apart, where lines of all of them would throw each other out of it (three times slower).
 template <class Stored, class Scalar>
-void from_lanes(const LaneLayout& layout, index_t group, const Stored* lanes, Scalar* channels_last) noexcept {
+void from_lanes(const LaneLayout& layout, index_t group, index_t first, index_t last, const Stored* lanes,
+                Scalar* channels_last) noexcept {
   constexpr index_t piece_bytes = index_t{16} << 10U;
   const index_t size = layout.pixels * layout.channels;
   const index_t pixel_size = layout.block * layout.lanes;
   const index_t most = std::max<index_t>(piece_bytes / (pixel_size * static_cast<index_t>(sizeof(Scalar))), 1);
   Scalar* const target = channels_last + group * layout.lanes * size;
-  const Stored* source = lanes + group * layout.group_step();
-  for (index_t first_channel = 0; first_channel < layout.channels; first_channel += layout.block)
-    for (index_t first = 0; first < layout.pixels; first += most) {
-      const index_t count = std::min(most, layout.pixels - first);
+  for (index_t block = 0; block < layout.blocks(); ++block) {
+    const Stored* source = lanes + group * layout.group_step() + block * layout.block_step() + first * pixel_size;
+    for (index_t begin = first; begin < last; begin += most) {
+      const index_t count = std::min(most, last - begin);
       for (index_t lane = 0; lane < layout.lanes; ++lane) {
         const Stored* from = source + lane;
-        Scalar* to = target + lane * size + first * layout.channels + first_channel;
+        Scalar* to = target + lane * size + begin * layout.channels + block * layout.block;
         for (index_t pixel = 0; pixel < count; ++pixel, to += layout.channels)
           for (index_t c = 0; c < layout.block; ++c, from += layout.lanes) to[c] = kernels::stored_as<Scalar>(*from);
       }
       source += count * pixel_size;
     }
+  }
 }
 
 }  // namespace strata::train

@@ -185,41 +185,60 @@ template <class Stored, class Scalar>
       if (!in_lanes) return tensor.value().data();
     return tensor.template lanes<Stored>();
   };
-  const auto gradients = [=](const Tensor<Scalar>& tensor) -> Stored* {
-    if constexpr (whole)
-      if (!in_lanes) return tensor.gradient().data();
-    return tensor.template whole_lane_gradient<Stored>();
-  };
   const Stored* const values = numbers(x);
   Stored* const maxima = numbers(y);
-  auto winners = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(x.batch() * out.size()));
-  context.for_parts(units, [&](index_t, index_t first, index_t last) {
-    for (index_t unit = first; unit < last; ++unit) {
-      const Stored* source = values + unit * samples * size;
-      Stored* const best = maxima + unit * size;
-      std::int32_t* const winner = winners->data() + unit * size;
-      std::copy_n(source, size, best);
-      for (index_t s = 1; s < samples; ++s) {
-        source += size;
-        for (index_t i = 0; i < size; ++i) {
-          const bool larger = kernels::stored_as<Scalar>(source[i]) > kernels::stored_as<Scalar>(best[i]);
-          best[i] = larger ? source[i] : best[i];
-          winner[i] = larger ? static_cast<std::int32_t>(s) : winner[i];
-        }
+  const std::shared_ptr<std::int32_t[]> winners(new std::int32_t[static_cast<std::size_t>(x.batch() * out.size())]);
+  // Calls f(where a piece of a unit starts in y, where its first sample does in x, numbers of the piece); what is known
+  // of a piece stays in the L1 cache while its samples pass by in long runs.
+  const auto for_pieces = [&context, units, size, samples](auto&& f) {
+    constexpr index_t piece = 8192;
+    context.for_parts(units, [&](index_t, index_t first, index_t last) {
+      for (index_t unit = first; unit < last; ++unit)
+        for (index_t i = 0; i < size; i += piece)
+          f(unit * size + i, unit * samples * size + i, std::min(piece, size - i));
+    });
+  };
+  for_pieces([&](index_t at, index_t source_at, index_t count) {
+    const Stored* source = values + source_at;
+    Stored* const best = maxima + at;
+    std::int32_t* const winner = winners.get() + at;
+    std::copy_n(source, count, best);
+    std::fill_n(winner, count, 0);
+    for (index_t s = 1; s < samples; ++s) {
+      source += size;
+      for (index_t i = 0; i < count; ++i) {
+        const bool larger = kernels::stored_as<Scalar>(source[i]) > kernels::stored_as<Scalar>(best[i]);
+        best[i] = larger ? source[i] : best[i];
+        winner[i] = larger ? static_cast<std::int32_t>(s) : winner[i];
       }
     }
   });
-  context.record([=, &context] {
+  context.record([=] {
     if (!x.needs_gradient()) return;
-    const Stored* const dy = gradients(y);
-    Stored* const dx = gradients(x);
-    context.for_parts(units, [&](index_t, index_t first, index_t last) {
-      for (index_t unit = first; unit < last; ++unit)
-        for (index_t i = 0; i < size; ++i) {
-          const index_t at = unit * size + i;
-          Stored& to = dx[(unit * samples + (*winners)[static_cast<std::size_t>(at)]) * size + i];
-          to = kernels::stored_as<Stored>(kernels::stored_as<Scalar>(to) + kernels::stored_as<Scalar>(dy[at]));
-        }
+    const Stored* dy = nullptr;
+    typename Tensor<Scalar>::template LaneGradient<Stored> dx;
+    if constexpr (whole)
+      if (!in_lanes) {
+        dy = y.gradient().data();
+        dx = {x.gradient().data(), false};
+      }
+    if (dy == nullptr) {
+      dy = y.template whole_lane_gradient<Stored>();
+      dx = x.template lane_gradient<Stored>();
+    }
+    for_pieces([&](index_t at, index_t source_at, index_t count) {
+      const Stored* const from = dy + at;
+      const std::int32_t* const winner = winners.get() + at;
+      Stored* to = dx.data + source_at;
+      if (dx.fresh) {
+        for (index_t s = 0; s < samples; ++s, to += size)
+          for (index_t i = 0; i < count; ++i) to[i] = winner[i] == s ? from[i] : Stored{0};
+        return;
+      }
+      for (index_t i = 0; i < count; ++i) {
+        Stored& sum = to[winner[i] * size + i];
+        sum = kernels::stored_as<Stored>(kernels::stored_as<Scalar>(sum) + kernels::stored_as<Scalar>(from[i]));
+      }
     });
   });
   return y;

@@ -63,12 +63,14 @@ class BufferPool {
   std::map<index_t, std::vector<Array>> free_;
 };
 
-/// The buffers of a tape: of its numbers, and of those kept as bfloat16.
+/// What tensors of a tape share: buffers of its numbers and of those kept as bfloat16, and the threads.
 template <class Scalar>
-class BufferPools {
+class TapeResources {
  public:
+  explicit TapeResources(Executor& executor) noexcept : executor_(&executor) {}
+
   template <class Stored>
-  [[nodiscard]] BufferPool<Stored>& of() noexcept {
+  [[nodiscard]] BufferPool<Stored>& pool() noexcept {
     if constexpr (std::is_same_v<Stored, Scalar>) {
       return whole_;
     } else {
@@ -76,10 +78,28 @@ class BufferPools {
     }
   }
 
+  /// Runs tasks 0 .. count-1, side by side unless the caller is such a task itself.
+  void parallel_for(index_t count, TaskRef task) noexcept {
+    if (executor_ == nullptr || in_tasks_) {
+      for (index_t i = 0; i < count; ++i) task(i);
+      return;
+    }
+    in_tasks_ = true;
+    executor_->parallel_for(count, task);
+    in_tasks_ = false;
+  }
+  /// For tensors that outlive it.
+  void forget_executor() noexcept { executor_ = nullptr; }
+
  private:
   BufferPool<Scalar> whole_;
   BufferPool<kernels::bfloat16> half_;
+  Executor* executor_;
+  bool in_tasks_ = false;  ///< written by the thread that starts tasks, while there are none
 };
+
+/// Tasks that work on a whole buffer is cut into; the results do not depend on their number.
+inline constexpr index_t tape_parts = 8;
 
 /// Numbers of half the size from a tape's pool, which has them back when this is gone. Empty: no numbers.
 class HalfBuffer {
@@ -136,10 +156,10 @@ class Tensor {
 
   Tensor() = default;
   /// Precondition of layouts in lanes: `fits_lanes(batch)`.
-  Tensor(std::shared_ptr<BufferPools<Scalar>> pools, index_t batch, Shape shape, bool needs_gradient,
+  Tensor(std::shared_ptr<TapeResources<Scalar>> resources, index_t batch, Shape shape, bool needs_gradient,
          Layout layout = Layout::channels_last)
       : node_(std::make_shared<Node>()) {
-    node_->pools = std::move(pools);
+    node_->resources = std::move(resources);
     node_->batch = batch;
     node_->shape = shape;
     node_->needs_gradient = needs_gradient;
@@ -192,7 +212,7 @@ class Tensor {
     if (mine.size() == 0) {
       take(mine);
       if (other.size() > 0) {
-        kernels::copy_stored(other.data(), other.size(), mine.data());
+        copy(other, mine);
       } else {
         enter_lanes(node_->value, mine);
       }
@@ -212,7 +232,8 @@ class Tensor {
       leave_lanes(node.half_gradient, node.gradient);
       give_back(node.half_gradient);
     } else {
-      node.gradient.setZero();
+      for_ranges(node.gradient.size(),
+                 [&](index_t first, index_t last) { node.gradient.segment(first, last - first).setZero(); });
     }
     return node.gradient;
   }
@@ -231,7 +252,7 @@ class Tensor {
       enter_lanes(node.gradient, mine);
       give_back(node.gradient);
     } else if (other.size() > 0) {
-      kernels::copy_stored(other.data(), other.size(), mine.data());
+      copy(other, mine);
       give_back(other);
     }
     return {mine.data(), fresh};
@@ -240,7 +261,10 @@ class Tensor {
   template <class Stored = Scalar>
   [[nodiscard]] Stored* whole_lane_gradient() const {
     const auto gradient = lane_gradient<Stored>();
-    if (gradient.fresh) std::fill_n(gradient.data, batch() * shape().size(), Stored{0});
+    if (gradient.fresh)
+      for_ranges(batch() * shape().size(), [&](index_t first, index_t last) {
+        std::fill(gradient.data + first, gradient.data + last, Stored{0});
+      });
     return gradient.data;
   }
   /// Takes the buffer of `from`'s gradient in lanes, of the same size and storage, which `from` no longer needs, for
@@ -260,7 +284,7 @@ class Tensor {
   using Other = std::conditional_t<std::is_same_v<Stored, Scalar>, Half, Scalar>;
 
   struct Node {
-    std::shared_ptr<BufferPools<Scalar>> pools;
+    std::shared_ptr<TapeResources<Scalar>> resources;
     index_t batch = 0;
     Shape shape;
     bool needs_gradient = false;
@@ -276,8 +300,9 @@ class Tensor {
     Node& operator=(const Node&) = delete;
     ~Node() {
       for (Array* array : {&value, &lanes, &gradient, &lane_gradient})
-        pools->template of<Scalar>().give_back(std::move(*array));
-      for (HalfArray* array : {&half_lanes, &half_gradient}) pools->template of<Half>().give_back(std::move(*array));
+        resources->template pool<Scalar>().give_back(std::move(*array));
+      for (HalfArray* array : {&half_lanes, &half_gradient})
+        resources->template pool<Half>().give_back(std::move(*array));
     }
   };
 
@@ -294,19 +319,52 @@ class Tensor {
   }
   template <class Buffer>
   void take(Buffer& buffer) const {
-    buffer = node_->pools->template of<typename Buffer::Scalar>().take(batch() * shape().size());
+    buffer = node_->resources->template pool<typename Buffer::Scalar>().take(batch() * shape().size());
   }
   template <class Buffer>
   void give_back(Buffer& buffer) const {
-    node_->pools->template of<typename Buffer::Scalar>().give_back(std::exchange(buffer, Buffer()));
+    node_->resources->template pool<typename Buffer::Scalar>().give_back(std::exchange(buffer, Buffer()));
+  }
+  /// Calls `f(first, last)` for ranges that make up 0 .. count-1, on all threads.
+  template <class F>
+  void for_ranges(index_t count, F&& f) const {
+    node_->resources->parallel_for(tape_parts, [&](index_t part) {
+      const index_t first = part * count / tape_parts;
+      const index_t last = (part + 1) * count / tape_parts;
+      if (first < last) f(first, last);
+    });
+  }
+  /// Calls `f(group of pictures, first pixel, last pixel)` for ranges that make up all of them.
+  template <class F>
+  void for_pixels(const LaneLayout& layout, F&& f) const {
+    for_ranges(layout.groups * layout.pixels, [&](index_t first, index_t last) {
+      while (first < last) {
+        const index_t group = first / layout.pixels;
+        const index_t end = std::min(last, (group + 1) * layout.pixels);
+        f(group, first - group * layout.pixels, end - group * layout.pixels);
+        first = end;
+      }
+    });
+  }
+  template <class From, class To>
+  void copy(const From& from, To& to) const {
+    for_ranges(from.size(), [&](index_t first, index_t last) {
+      kernels::copy_stored(from.data() + first, last - first, to.data() + first);
+    });
   }
   template <class Buffer>
   void enter_lanes(const Array& channels_last, Buffer& lanes) const {
-    for (index_t g = 0; g < lane_layout().groups; ++g) to_lanes(lane_layout(), g, channels_last.data(), lanes.data());
+    const LaneLayout layout = lane_layout();
+    for_pixels(layout, [&](index_t group, index_t first, index_t last) {
+      to_lanes(layout, group, first, last, channels_last.data(), lanes.data());
+    });
   }
   template <class Buffer>
   void leave_lanes(const Buffer& lanes, Array& channels_last) const {
-    for (index_t g = 0; g < lane_layout().groups; ++g) from_lanes(lane_layout(), g, lanes.data(), channels_last.data());
+    const LaneLayout layout = lane_layout();
+    for_pixels(layout, [&](index_t group, index_t first, index_t last) {
+      from_lanes(layout, group, first, last, lanes.data(), channels_last.data());
+    });
   }
 
   std::shared_ptr<Node> node_;
@@ -318,9 +376,15 @@ class Context {
  public:
   /// Reductions over the batch are cut into this many parts whatever the number of threads, and added up in order: the
   /// results are the same bits on any number of threads.
-  static constexpr index_t parts = 8;
+  static constexpr index_t parts = tape_parts;
 
-  explicit Context(Executor& executor) : executor_(executor) {}
+  explicit Context(Executor& executor) : resources_(std::make_shared<TapeResources<Scalar>>(executor)) {}
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  ~Context() {
+    backward_.clear();
+    resources_->forget_executor();
+  }
 
   Level level;             ///< the weights that take part
   bool training = true;    ///< batch statistics, dropout and a tape; otherwise running statistics and no tape
@@ -360,10 +424,9 @@ class Context {
   /// A number for each operation of a pass, the same in every pass.
   [[nodiscard]] std::uint64_t next_operation() noexcept { return operations_++; }
 
-  [[nodiscard]] Executor& executor() noexcept { return executor_; }
   [[nodiscard]] Tensor<Scalar> make(index_t batch, Shape shape, bool needs_gradient,
                                     Layout layout = Layout::channels_last) {
-    return Tensor<Scalar>(pools_, batch, shape, needs_gradient, layout);
+    return Tensor<Scalar>(resources_, batch, shape, needs_gradient, layout);
   }
   void record(std::function<void()> backward) {
     if (training) backward_.push_back(std::move(backward));
@@ -376,10 +439,12 @@ class Context {
     }
   }
 
+  /// Runs tasks 0 .. count-1 side by side.
+  void parallel_for(index_t count, TaskRef task) noexcept { resources_->parallel_for(count, task); }
   /// Calls `f(part, first, last)` for `parts` fixed ranges of 0 .. count-1, side by side.
   template <class F>
   void for_parts(index_t count, F&& f) {
-    executor_.parallel_for(parts, [&](index_t part) {
+    parallel_for(parts, [&](index_t part) {
       const index_t first = part * count / parts;
       const index_t last = (part + 1) * count / parts;
       if (first < last) f(part, first, last);
@@ -402,7 +467,7 @@ class Context {
 
   /// The same for longer than an operation's part of the work.
   [[nodiscard]] HalfBuffer half_buffer(index_t size) {
-    return {std::shared_ptr<HalfBuffer::Pool>(pools_, &pools_->template of<kernels::bfloat16>()), size};
+    return {std::shared_ptr<HalfBuffer::Pool>(resources_, &resources_->template pool<kernels::bfloat16>()), size};
   }
 
   /// What an operation derived from masks and wants to find again in the next pass, by parameter and level.
@@ -410,8 +475,7 @@ class Context {
   [[nodiscard]] std::shared_ptr<void>& cached(const CacheKey& key) { return cache_[key]; }
 
  private:
-  Executor& executor_;
-  std::shared_ptr<BufferPools<Scalar>> pools_ = std::make_shared<BufferPools<Scalar>>();
+  std::shared_ptr<TapeResources<Scalar>> resources_;
   std::vector<std::function<void()>> backward_;
   std::array<typename BufferPool<Scalar>::Array, static_cast<std::size_t>(parts) + 1> scratch_;
   std::array<typename BufferPool<kernels::bfloat16>::Array, static_cast<std::size_t>(parts)> half_scratch_;
