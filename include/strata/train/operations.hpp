@@ -34,18 +34,20 @@ using Strided = Eigen::Map<Matrix<Scalar>, 0, Eigen::OuterStride<>>;
 /// Weights of one group as rows x (kernel.h, kernel.w, channels): the order of columns gathered from channels-last
 /// pictures. Weights above the level are zero.
 template <class Scalar>
-void pack_weights(const Parameter<Scalar>& weight, const Conv2dOptions& options, Level level, index_t group,
-                  Matrix<Scalar>& packed) {
+void pack_weights(Context<Scalar>& context, const Parameter<Scalar>& weight, const Conv2dOptions& options, Level level,
+                  index_t group, Matrix<Scalar>& packed) {
   const index_t rows = options.out_channels / options.groups;
   const index_t channels = options.in_channels / options.groups;
   const index_t taps = options.kernel.h * options.kernel.w;
   packed.resize(rows, taps * channels);
-  for (index_t row = 0; row < rows; ++row)
-    for (index_t c = 0; c < channels; ++c)
-      for (index_t tap = 0; tap < taps; ++tap) {
-        const index_t at = ((group * rows + row) * channels + c) * taps + tap;
-        packed(row, tap * channels + c) = weight.contains(at, level) ? weight.value[at] : Scalar{0};
-      }
+  context.for_parts(rows, [&](index_t, index_t first, index_t last) {
+    for (index_t row = first; row < last; ++row)
+      for (index_t c = 0; c < channels; ++c)
+        for (index_t tap = 0; tap < taps; ++tap) {
+          const index_t at = ((group * rows + row) * channels + c) * taps + tap;
+          packed(row, tap * channels + c) = weight.contains(at, level) ? weight.value[at] : Scalar{0};
+        }
+  });
 }
 
 /// Calls `f(output pixel, tap, input pixel)` for every tap of the picture that lies inside it.
@@ -158,7 +160,7 @@ template <class Scalar>
   const index_t pictures = out_pixels >= 256 ? 1 : ceil_div(256, out_pixels);  // enough columns for a good product
   auto packed = std::make_shared<std::vector<Matrix>>(static_cast<std::size_t>(options.groups));
   for (index_t g = 0; g < options.groups; ++g)
-    detail::pack_weights(weight, options, level, g, (*packed)[static_cast<std::size_t>(g)]);
+    detail::pack_weights(context, weight, options, level, g, (*packed)[static_cast<std::size_t>(g)]);
 
   // Columns of pictures first .. last-1 for one group: taps * group_in rows, one column an output pixel.
   const auto gather = [=](index_t first, index_t last, index_t group, Scalar* target) {
@@ -241,14 +243,16 @@ template <class Scalar>
           total[g].middleCols(first, last - first) += part_sums[g].middleCols(first, last - first);
     });
     const index_t taps = options.kernel.h * options.kernel.w;
-    for (index_t g = 0; g < options.groups; ++g)
-      for (index_t row = 0; row < group_out; ++row)
+    context.for_parts(options.groups * group_out, [&](index_t, index_t first, index_t last) {
+      for (index_t row = first; row < last; ++row) {
+        const Matrix& sum = total[static_cast<std::size_t>(row / group_out)];
         for (index_t c = 0; c < group_in; ++c)
           for (index_t tap = 0; tap < taps; ++tap) {
-            const index_t at = ((g * group_out + row) * group_in + c) * taps + tap;
-            if (weight.contains(at, level))
-              weight.gradient[at] += total[static_cast<std::size_t>(g)](row, tap * group_in + c);
+            const index_t at = (row * group_in + c) * taps + tap;
+            if (weight.contains(at, level)) weight.gradient[at] += sum(row % group_out, tap * group_in + c);
           }
+      }
+    });
   });
   return y;
 }
