@@ -26,6 +26,7 @@
 #include <strata/kernels/lstm.hpp>
 #include <strata/kernels/panel.hpp>
 #include <strata/kernels/point_set.hpp>
+#include <strata/kernels/prefetch.hpp>
 #include <strata/kernels/row_panel.hpp>
 #include <strata/kernels/sparse_narrow.hpp>
 #include <strata/kernels/sparse_tile.hpp>

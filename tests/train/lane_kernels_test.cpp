@@ -222,6 +222,39 @@ void check_normalisation(double tolerance) {
     }
 }
 
+/// Moments of channels far from zero, with a first pixel far from the others, or all alike.
+template <class Scalar>
+void check_moments(double tolerance) {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  std::mt19937 random(8);
+  for (const double mean : {0.0, 100.0, -3000.0})
+    for (const double outlier : {0.0, 20.0}) {
+      INFO("mean " << mean << " outlier " << outlier);
+      const kernels::LaneBlock block{500, 9};
+      Array<Scalar> x = numbers<Scalar>(random, block.pixels * block.channels * lanes) + static_cast<Scalar>(mean);
+      x.head(block.channels * lanes) += static_cast<Scalar>(outlier);
+      for (index_t pixel = 0; pixel < block.pixels; ++pixel)
+        x.segment((pixel * block.channels + 4) * lanes, lanes) =
+            static_cast<Scalar>(mean);  // a channel without variance
+      Array<Scalar> found[2];
+      Array<Scalar> expected[2];
+      for (int i : {0, 1}) {
+        found[i].resize(block.channels);
+        expected[i].resize(block.channels);
+      }
+      kernels::lane_moments<Arch>(block, x.data(), found[0].data(), found[1].data());
+      kernels::lane_moments_reference<Arch>(block, x.data(), expected[0].data(), expected[1].data());
+      CHECK(found[1][4] == 0);
+      for (index_t c = 0; c < block.channels; ++c) {
+        const auto close = [&](int i, double scale) {
+          return std::abs(static_cast<double>(found[i][c] - expected[i][c])) <= tolerance * scale;
+        };
+        CHECK(close(0, std::abs(mean) + 1));
+        CHECK(close(1, 10 * static_cast<double>(expected[1][c])));
+      }
+    }
+}
+
 }  // namespace
 
 TEST_CASE("dense products in lanes agree with their scalar twins") {
@@ -262,4 +295,9 @@ TEST_CASE("activations go into lanes and come back") {
                   (pixel * layout.block + channel % layout.block) * lanes + picture] ==
             values[(picture * (pixel + 1) + pixel) * shape.channels + channel]);
     }
+}
+
+TEST_CASE("moments of channels keep their digits wherever the numbers lie") {
+  check_moments<float>(1e-5);
+  check_moments<double>(1e-13);
 }

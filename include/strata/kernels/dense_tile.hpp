@@ -10,6 +10,7 @@
 
 #include <strata/core/types.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/prefetch.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 
 namespace strata::kernels {

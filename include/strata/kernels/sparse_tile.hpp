@@ -13,6 +13,7 @@
 #include <strata/core/tile_layout.hpp>
 #include <strata/core/types.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/prefetch.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata::kernels {
@@ -150,22 +151,6 @@ class Prefetcher {
 };
 
 namespace detail {
-
-/// Brings the lines of `elements` elements from `start` into the L2 cache.
-template <index_t elements, class Scalar>
-[[gnu::always_inline]] inline void prefetch(const Scalar* start) noexcept {
-  constexpr index_t step = 64 / static_cast<index_t>(sizeof(Scalar));
-  for (index_t at = 0; at < elements; at += step) __builtin_prefetch(start + at, 0, 2);
-}
-
-/// Asks for what comes 512 elements behind `at` in an array that is read from end to end, by products with one vector,
-/// which do little else: hardware prefetchers stop at the end of every page of 4 KiB. Measured on Sapphire Rapids with
-/// 128 to 2,048 elements; GNMT's decoder takes 0.65 of the time, dense 0.88, and nothing that the caches hold gets
-/// slower.
-template <class Element>
-[[gnu::always_inline]] inline void prefetch_stream(const Element* at) noexcept {
-  __builtin_prefetch(at + 512);
-}
 
 /// The sums of one row, in registers. (Sums must never have their address taken: arrays of sums that escape into a
 /// function that is not inlined cost a third of the speed.)

@@ -13,6 +13,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/types.hpp>
+#include <strata/kernels/prefetch.hpp>
 #include <strata/train/bfloat16.hpp>
 
 namespace strata::kernels {
@@ -56,11 +57,14 @@ template <class Arch, class Scalar, class Stored, std::size_t... i>
   using Batch = xsimd::batch<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const index_t step = block.channels * lanes;
+  constexpr index_t strip = lanes * static_cast<index_t>(sizeof...(i));
   const Scalar count = static_cast<Scalar>(block.pixels * lanes);
   std::array<Batch, sizeof...(i)> sums{((void)i, Batch(Scalar{0}))...};
   const Stored* from = x;
-  for (index_t p = 0; p < block.pixels; ++p, from += step)
+  for (index_t p = 0; p < block.pixels; ++p, from += step) {
+    prefetch_ahead<strip>(from);
     ((sums[i] += load_stored<Batch>(from + static_cast<index_t>(i) * lanes)), ...);
+  }
   ((mean[i] = xsimd::hadd(sums[i]) / count), ...);
   const std::array<Batch, sizeof...(i)> means{Batch(mean[i])...};
   ((sums[i] = Batch(Scalar{0})), ...);
@@ -85,8 +89,14 @@ template <class Arch, bool relu, bool residual, class Scalar, class Stored, std:
     if constexpr (relu) z = xsimd::max(z, Batch(Scalar{0}));
     store_stored(z, y + at);
   };
+  constexpr index_t strip = lanes * static_cast<index_t>(sizeof...(i));
   const index_t step = block.channels * lanes;
-  for (index_t p = 0; p < block.pixels; ++p) (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
+  for (index_t p = 0; p < block.pixels; ++p) {
+    prefetch_ahead<strip>(x + p * step);
+    prefetch_ahead<strip, true>(y + p * step);
+    if constexpr (residual) prefetch_ahead<strip>(added + p * step);
+    (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
+  }
 }
 
 /// How a backward pass knows where ReLU let the value through: by its result, or from the input of the forward pass,
@@ -119,6 +129,7 @@ template <class Arch, ReluMask mask, class Scalar, class Stored, std::size_t... 
   const std::array<Batch, sizeof...(i)> means{Batch(mean[i])...};
   std::array<Batch, sizeof...(i)> sums{((void)i, Batch(Scalar{0}))...};
   std::array<Batch, sizeof...(i)> products = sums;
+  constexpr index_t strip = lanes * static_cast<index_t>(sizeof...(i));
   const index_t step = block.channels * lanes;
   const auto one = [&](Batch& s, Batch& q, std::size_t c, index_t at) {
     const Batch from = load_stored<Batch>(x + at);
@@ -127,8 +138,12 @@ template <class Arch, ReluMask mask, class Scalar, class Stored, std::size_t... 
     s += dz;
     q = xsimd::fma(dz, from - means[c], q);
   };
-  for (index_t p = 0; p < block.pixels; ++p)
+  for (index_t p = 0; p < block.pixels; ++p) {
+    prefetch_ahead<strip>(x + p * step);
+    prefetch_ahead<strip>(dy + p * step);
+    if constexpr (mask == ReluMask::by_result) prefetch_ahead<strip>(y + p * step);
     (one(sums[i], products[i], i, p * step + static_cast<index_t>(i) * lanes), ...);
+  }
   ((sum[i] += xsimd::hadd(sums[i]), product[i] += xsimd::hadd(products[i])), ...);
 }
 
@@ -153,8 +168,16 @@ template <class Arch, ReluMask mask, int residual, bool add, class Scalar, class
     if constexpr (add) d += load_stored<Batch>(dx + at);
     store_stored(d, dx + at);
   };
+  constexpr index_t strip = lanes * static_cast<index_t>(sizeof...(i));
   const index_t step = block.channels * lanes;
-  for (index_t p = 0; p < block.pixels; ++p) (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
+  for (index_t p = 0; p < block.pixels; ++p) {
+    prefetch_ahead<strip>(x + p * step);
+    prefetch_ahead<strip>(dy + p * step);  // dx takes its place, or is added to
+    if constexpr (add) prefetch_ahead<strip>(dx + p * step);
+    if constexpr (mask == ReluMask::by_result) prefetch_ahead<strip>(y + p * step);
+    if constexpr (residual != 0) prefetch_ahead<strip, true>(added + p * step);
+    (one(i, p * step + static_cast<index_t>(i) * lanes), ...);
+  }
 }
 
 }  // namespace detail
