@@ -67,6 +67,10 @@ class BufferPool {
 template <class Scalar>
 class TapeResources {
  public:
+  /// Reductions over the batch are cut into this many parts whatever the number of threads, and added up in order: the
+  /// results are the same bits on any number of threads.
+  static constexpr index_t parts = 8;
+
   explicit TapeResources(Executor& executor) noexcept : executor_(&executor) {}
 
   template <class Stored>
@@ -88,6 +92,15 @@ class TapeResources {
     executor_->parallel_for(count, task);
     in_tasks_ = false;
   }
+  /// Calls `f(part, first, last)` for `parts` fixed ranges of 0 .. count-1, side by side.
+  template <class F>
+  void for_parts(index_t count, F&& f) {
+    parallel_for(parts, [&](index_t part) {
+      const index_t first = part * count / parts;
+      const index_t last = (part + 1) * count / parts;
+      if (first < last) f(part, first, last);
+    });
+  }
   /// For tensors that outlive it.
   void forget_executor() noexcept { executor_ = nullptr; }
 
@@ -97,9 +110,6 @@ class TapeResources {
   Executor* executor_;
   bool in_tasks_ = false;  ///< written by the thread that starts tasks, while there are none
 };
-
-/// Tasks that work on a whole buffer is cut into; the results do not depend on their number.
-inline constexpr index_t tape_parts = 8;
 
 /// Numbers of half the size from a tape's pool, which has them back when this is gone. Empty: no numbers.
 class HalfBuffer {
@@ -328,11 +338,7 @@ class Tensor {
   /// Calls `f(first, last)` for ranges that make up 0 .. count-1, on all threads.
   template <class F>
   void for_ranges(index_t count, F&& f) const {
-    node_->resources->parallel_for(tape_parts, [&](index_t part) {
-      const index_t first = part * count / tape_parts;
-      const index_t last = (part + 1) * count / tape_parts;
-      if (first < last) f(first, last);
-    });
+    node_->resources->for_parts(count, [&](index_t, index_t first, index_t last) { f(first, last); });
   }
   /// Calls `f(group of pictures, first pixel, last pixel)` for ranges that make up all of them.
   template <class F>
@@ -374,9 +380,7 @@ class Tensor {
 template <class Scalar>
 class Context {
  public:
-  /// Reductions over the batch are cut into this many parts whatever the number of threads, and added up in order: the
-  /// results are the same bits on any number of threads.
-  static constexpr index_t parts = tape_parts;
+  static constexpr index_t parts = TapeResources<Scalar>::parts;  ///< of work; see there
 
   explicit Context(Executor& executor) : resources_(std::make_shared<TapeResources<Scalar>>(executor)) {}
   Context(const Context&) = delete;
@@ -444,11 +448,7 @@ class Context {
   /// Calls `f(part, first, last)` for `parts` fixed ranges of 0 .. count-1, side by side.
   template <class F>
   void for_parts(index_t count, F&& f) {
-    parallel_for(parts, [&](index_t part) {
-      const index_t first = part * count / parts;
-      const index_t last = (part + 1) * count / parts;
-      if (first < last) f(part, first, last);
-    });
+    resources_->for_parts(count, f);
   }
 
   /// A buffer of at least `size` elements for one part of the work; part `parts`: one more, for what all parts share.
