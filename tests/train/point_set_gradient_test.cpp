@@ -108,7 +108,8 @@ TEST_CASE("maxima of activations in lanes are those of the same activations chan
   strata::SerialExecutor executor;
   std::mt19937 random(7);
   std::uniform_int_distribution<int> few(0, 3);
-  for (const Shape& shape : {Shape{1, 1, 1}, Shape{5, 3, 4}, Shape{16, 7, 2}, Shape{48, 4, 5}})
+  // The last one is more than one piece.
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{5, 3, 4}, Shape{16, 7, 2}, Shape{48, 4, 5}, Shape{48, 3, 601}})
     for (const index_t batch : {lanes, 3 * lanes})
       for (const bool whole : {false, true}) {
         INFO(shape.channels << " channels, " << shape.height << " samples, batch " << batch << ", whole " << whole);
@@ -125,7 +126,12 @@ TEST_CASE("maxima of activations in lanes are those of the same activations chan
           CHECK(y.has(strata::train::Layout::lanes) == in_lanes);
           results[in_lanes].assign(y.value().begin(), y.value().end());
           for (index_t i = 0; i < y.value().size(); ++i) y.gradient()[i] = static_cast<double>(i + 1);
+          // Another user of x may have added to its gradient before.
+          const bool used = batch > lanes;
+          if (used) x.gradient().setConstant(0.5);
+          if (used && in_lanes) CHECK_FALSE(x.lane_gradient().fresh);
           context.backward();
+          if (used) CHECK(x.gradient().minCoeff() >= 0.5);
           gradients[in_lanes].assign(x.gradient().begin(), x.gradient().end());
         }
         CHECK(results[0] == results[1]);
