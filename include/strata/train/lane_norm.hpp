@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include <xsimd/xsimd.hpp>
@@ -30,6 +31,9 @@ namespace detail {
 /// Channels at a time: their sums and factors stay in registers.
 template <class Scalar, class Arch>
 inline constexpr index_t lane_strip = xsimd::batch<Scalar, Arch>::size * sizeof(Scalar) == 64 ? 8 : 4;
+/// The same on the way back, where more of them are needed: too many for the registers if numbers are widened on top.
+template <class Scalar, class Arch, class Stored>
+inline constexpr index_t lane_back_strip = lane_strip<Scalar, Arch> / (std::is_same_v<Scalar, Stored> ? 1 : 2);
 
 /// Calls `f(piece, first pixel)` for pieces of the block's pixels, small enough that the strips of a piece find in the
 /// L2 cache what prefetchers brought there for their neighbours.
@@ -42,10 +46,9 @@ inline void for_pixel_pieces(const LaneBlock& block, F&& f) noexcept {
     f(LaneBlock{std::min(most, block.pixels - first), block.channels}, first);
 }
 
-/// Calls `f(first channel, std::index_sequence of the strip)` for all channels of the block.
-template <class Scalar, class Arch, class F>
+/// Calls `f(first channel, std::index_sequence of the strip)` for all channels of the block, `strip` at a time.
+template <index_t strip, class F>
 inline void for_strips(const LaneBlock& block, F&& f) noexcept {
-  constexpr index_t strip = lane_strip<Scalar, Arch>;
   index_t c = 0;
   for (; c + strip <= block.channels; c += strip) f(c, std::make_index_sequence<static_cast<std::size_t>(strip)>());
   for (; c < block.channels; ++c) f(c, std::make_index_sequence<1>());
@@ -68,7 +71,9 @@ template <class Arch, class Scalar, class Stored, std::size_t... i>
   ((mean[i] = xsimd::hadd(sums[i]) / count), ...);
   const std::array<Batch, sizeof...(i)> means{Batch(mean[i])...};
   ((sums[i] = Batch(Scalar{0})), ...);
-  const auto add = [](Batch& sum, const Batch& difference) { sum = xsimd::fma(difference, difference, sum); };
+  const auto add = [](Batch & sum, const Batch& difference) __attribute__((always_inline)) {
+    sum = xsimd::fma(difference, difference, sum);
+  };
   from = x;
   for (index_t p = 0; p < block.pixels; ++p, from += step)
     (add(sums[i], load_stored<Batch>(from + static_cast<index_t>(i) * lanes) - means[i]), ...);
@@ -83,7 +88,7 @@ template <class Arch, bool relu, bool residual, class Scalar, class Stored, std:
   constexpr auto lanes = static_cast<index_t>(Batch::size);
   const std::array<Batch, sizeof...(i)> scales{Batch(scale[i])...};
   const std::array<Batch, sizeof...(i)> offsets{Batch(offset[i])...};
-  const auto one = [&](std::size_t c, index_t at) {
+  const auto one = [&](std::size_t c, index_t at) __attribute__((always_inline)) {
     Batch z = xsimd::fma(load_stored<Batch>(x + at), scales[c], offsets[c]);
     if constexpr (residual) z += load_stored<Batch>(added + at);
     if constexpr (relu) z = xsimd::max(z, Batch(Scalar{0}));
@@ -131,7 +136,7 @@ template <class Arch, ReluMask mask, class Scalar, class Stored, std::size_t... 
   std::array<Batch, sizeof...(i)> products = sums;
   constexpr index_t strip = lanes * static_cast<index_t>(sizeof...(i));
   const index_t step = block.channels * lanes;
-  const auto one = [&](Batch& s, Batch& q, std::size_t c, index_t at) {
+  const auto one = [&](Batch & s, Batch & q, std::size_t c, index_t at) __attribute__((always_inline)) {
     const Batch from = load_stored<Batch>(x + at);
     const Batch dz =
         before_relu<Arch, mask>(from, scale, shift, c, mask == ReluMask::by_result ? y + at : nullptr, dy + at);
@@ -158,7 +163,7 @@ template <class Arch, ReluMask mask, int residual, bool add, class Scalar, class
   const std::array<Batch, sizeof...(i)> scales{Batch(scale[i])...};
   const std::array<Batch, sizeof...(i)> slopes{Batch(slope[i])...};
   const std::array<Batch, sizeof...(i)> offsets{Batch(offset[i])...};
-  const auto one = [&](std::size_t c, index_t at) {
+  const auto one = [&](std::size_t c, index_t at) __attribute__((always_inline)) {
     const Batch from = load_stored<Batch>(x + at);
     const Batch dz =
         before_relu<Arch, mask>(from, scale, shift, c, mask == ReluMask::by_result ? y + at : nullptr, dy + at);
@@ -190,7 +195,7 @@ void lane_moments(const LaneBlock& block, const Stored* x, Scalar* mean, Scalar*
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
     const Scalar share = static_cast<Scalar>(piece.pixels) / static_cast<Scalar>(first + piece.pixels);
     const auto before = static_cast<Scalar>(first * lanes);
-    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+    detail::for_strips<detail::lane_strip<Scalar, Arch>>(piece, [&](index_t c, auto strip) {
       constexpr auto channels = static_cast<index_t>(strip.size());
       Scalar means[channels];
       Scalar sums[channels];
@@ -235,7 +240,7 @@ void lane_affine(const LaneBlock& block, const Stored* x, const Scalar* scale, c
                  const Stored* residual, bool relu, Stored* y) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
-    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+    detail::for_strips<detail::lane_strip<Scalar, Arch>>(piece, [&](index_t c, auto strip) {
       const index_t at = (first * block.channels + c) * lanes;
       if (residual == nullptr) {
         if (relu)
@@ -295,7 +300,7 @@ void lane_gradient_sums(const LaneBlock& block, const LaneBackward<Scalar, Store
   std::fill_n(sum, block.channels, Scalar{0});
   std::fill_n(product, block.channels, Scalar{0});
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
-    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+    detail::for_strips<detail::lane_back_strip<Scalar, Arch, Stored>>(piece, [&](index_t c, auto strip) {
       const index_t at = (first * block.channels + c) * lanes;
       const auto run = [&]<detail::ReluMask mask>() {
         constexpr bool by_input = mask == detail::ReluMask::by_input;
@@ -347,7 +352,7 @@ template <class Arch, class Scalar, class Stored>
 void lane_affine_gradient(const LaneBlock& block, const LaneAffineGradient<Scalar, Stored>& job) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
   detail::for_pixel_pieces<Scalar, Arch>(block, [&](const LaneBlock& piece, index_t first) {
-    detail::for_strips<Scalar, Arch>(piece, [&](index_t c, auto strip) {
+    detail::for_strips<detail::lane_back_strip<Scalar, Arch, Stored>>(piece, [&](index_t c, auto strip) {
       using detail::ReluMask;
       const index_t at = (first * block.channels + c) * lanes;
       const auto run = [&]<ReluMask mask, int residual, bool add>() {
