@@ -52,7 +52,7 @@ template <class Stored>
 class Norm {
  public:
   explicit Norm(const Layer& layer)
-      : layout_(strata::train::lanes_of<float>, batch, strata::Shape(layer.channels, layer.size, layer.size)),
+      : layout_(strata::train::lanes_of<float>, batch, strata::Shape{layer.channels, layer.size, layer.size}),
         x_(array()),
         y_(array()),
         dy_(array()),

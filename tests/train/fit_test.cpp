@@ -236,7 +236,10 @@ TEST_CASE("a checkpoint of another run is refused and changes nothing") {
   Net second({.width = 24});
   Trainer different(second, task, other, executor);
   const auto before = bits_of(second);
-  CHECK(different.restore(state).error().where() == "checkpoint");
+  const strata::Error error = different.restore(state).error();
+  CHECK(error.where() == "checkpoint");
+  CHECK(error.expected() == "one of this run, that is with seed 2");
+  CHECK(error.found() == "one with seed 1");
   strata::Archive broken;
   broken.metadata() = state.metadata();
   for (const auto& view : state.arrays())
@@ -331,6 +334,85 @@ TEST_CASE("levels may train on pictures that are varied in another way than thos
   Net fourth({.width = 24});
   Trainer refused(fourth, another, recipe, executor);
   CHECK_FALSE(refused.start_from_dense(saved).ok());
+}
+
+TEST_CASE("data that does not fit the network is refused before any work") {
+  strata::SerialExecutor executor;
+  Net network({.width = 24});
+  const auto refused = [&](const train::Dataset& data) {
+    Task task(data);
+    try {
+      Trainer trainer(network, task, small_recipe(train::Arm::joint), executor);
+    } catch (const strata::Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("none");
+  };
+  train::Dataset data = stripes(64);
+  CHECK(refused(data) == "none");
+  data.classes = 9;
+  CHECK(refused(data) == "network: expected at least 9 outputs, one a class, found 5");
+  data.classes = 5;
+  data.shape = {1, 27, 3};
+  CHECK(refused(data) == "dataset: expected pictures of 1 x 9 x 9, the network's input, found 1 x 27 x 3");
+}
+
+TEST_CASE("a run whose loss is no longer finite stops there") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.dense_rate = 1e30;
+  Net network({.width = 24});
+  int steps = 0;
+  train::FitOptions options;
+  options.progress = [&](const train::Progress& progress) {
+    ++steps;
+    CHECK(std::isfinite(progress.loss));
+  };
+  try {
+    train::fit(network, task, recipe, executor, options);
+    FAIL("the run went on");
+  } catch (const strata::Error& error) {
+    CHECK(error.where() == "training, step " + std::to_string(steps + 1) + " (dense)");
+  }
+}
+
+TEST_CASE("a checkpoint in a directory that is not there is refused before any work") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  Net network({.width = 24});
+  int steps = 0;
+  train::FitOptions options;
+  options.progress = [&](const train::Progress&) { ++steps; };
+  options.checkpoint = "strata_no_such_directory/run.safetensors";
+  CHECK_THROWS_AS(train::fit(network, task, small_recipe(train::Arm::joint), executor, options), strata::Error);
+  CHECK(steps == 0);
+}
+
+TEST_CASE("a network is saved with the levels that it has, and only if its outputs are finite") {
+  const std::string path = "strata_fit_test_levels.safetensors";
+  std::remove(path.c_str());
+  const train::Dataset data = stripes(160);
+  Net network({.width = 24});
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::fit(network, task, small_recipe(train::Arm::joint), executor);
+  const auto refused = [&](int levels) {
+    try {
+      strata::save(network, levels, path);
+    } catch (const strata::Error& error) {
+      return error.where();
+    }
+    return std::string("none");
+  };
+  CHECK(refused(3) == "bn");
+  CHECK(refused(1) == "conv.weight: stratum map");
+  network.fc.weight().value[0] = NAN;
+  network.fc.weight().strata[0] = 0;
+  CHECK(refused(2) == "output of level 0");
+  CHECK(std::fopen(path.c_str(), "rb") == nullptr);
 }
 
 TEST_CASE("recipes that cannot work are refused before any work") {

@@ -29,6 +29,7 @@ class MappedFile {
  public:
   /// Error: the file cannot be opened or read.
   [[nodiscard]] STRATA_COLD static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
+    if (path.empty()) return Error("file", "a path", "an empty one");
     std::shared_ptr<MappedFile> file(new MappedFile());
 #if defined(STRATA_HAS_MMAP)
     // Without O_NONBLOCK a pipe would wait for a writer before it can be refused.

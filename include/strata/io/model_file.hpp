@@ -185,8 +185,8 @@ namespace detail {
 }  // namespace io
 
 /// Adds one small input and every level's output, so that a reader can tell whether the model still computes the same.
-/// Networks of sequences and of graphs want the header of their session. Error: the archive does not describe a working
-/// network, or has a self-check.
+/// Networks of sequences and of graphs want the header of their session. Errors: the archive does not describe a
+/// working network, or one whose outputs are not finite; it has a self-check.
 template <template <class> class Net, class Family = Inference<>>
 [[nodiscard]] Status add_self_check(Archive& archive) {
   using Scalar = typename Family::Scalar;
@@ -204,6 +204,9 @@ template <template <class> class Net, class Family = Inference<>>
   for (int level = 0; level < archive.levels() && !error; ++level) {
     const auto output = sample.run(Level{level});
     if (!output) return output.error();
+    for (const Scalar value : output.value())
+      if (!std::isfinite(static_cast<double>(value)))
+        return Error({"output of level ", level}, {"finite numbers for a small input"}, {value});
     add.template operator()<Scalar>("output." + std::to_string(level), level, output.value());
   }
   if (error) return *error;
@@ -276,8 +279,9 @@ template <template <class> class Net, class Family = Inference<>>
   return std::move(try_load<Net, Family>(path, options)).value();
 }
 
-/// Writes a network of the training family with levels 0 .. levels-1 as a model file with a self-check. Raises: a
-/// network that does not work, writing that fails.
+/// Writes a network of the training family with levels 0 .. levels-1 as a model file with a self-check. Weights that
+/// have no strata are in every level. Raises: a network with strata or statistics of other levels than those, one that
+/// does not work or gives numbers that are not finite, writing that fails.
 template <template <class> class Net, class TrainingFamily>
 void save(const Net<TrainingFamily>& network, int levels, const std::string& path) {
   Archive archive = to_archive(network, levels);

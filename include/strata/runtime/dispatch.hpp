@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdlib>
 #include <initializer_list>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,8 +14,26 @@
 #include <utility>
 
 #include <strata/core/error.hpp>
+#if defined(__GNUC__)
+#include <cxxabi.h>
+#endif
 
 namespace strata {
+
+namespace detail {
+
+/// What `std::type_info::name` gives, as it stands in a source file where the compiler can tell.
+[[nodiscard]] inline std::string readable(const char* type) {
+#if defined(__GNUC__)
+  int status = 0;
+  const std::unique_ptr<char, decltype(&std::free)> text(abi::__cxa_demangle(type, nullptr, nullptr, &status),
+                                                         &std::free);
+  if (text != nullptr) return text.get();
+#endif
+  return type;
+}
+
+}  // namespace detail
 
 /// The instruction sets for which variants are compiled, each better than those before it. "avx2" includes FMA, BMI
 /// and BMI2; "avx512" besides the foundation CD, DQ, BW and VL.
@@ -138,7 +157,8 @@ class Dispatcher {
                                .value();
     const VariantFunction entry = chosen.entry();
     if (std::string_view(entry.type) != typeid(Function).name())
-      raise(Error({"dispatch entry"}, {"a function of type ", typeid(Function).name()}, {entry.type}));
+      raise(Error("dispatch entry", "a function of type " + detail::readable(typeid(Function).name()),
+                  detail::readable(entry.type)));
     function_ = reinterpret_cast<Function*>(entry.function);
     active_ = chosen.architecture;
   }

@@ -85,7 +85,7 @@ class Model {
     return *residency_;
   }
 
-  /// Weights (of convolutions and linear layers) that `level` holds.
+  /// Weights (of convolutions and linear layers) that `level` holds; beyond the fullest level: that one's.
   [[nodiscard]] index_t nnz(Level level) const {
     index_t count = 0;
     for_each_layer(*network_, [&](const std::string&, const std::string&, const auto& layer) {
@@ -94,7 +94,7 @@ class Model {
     return count;
   }
 
-  /// Bytes of parameters that a run at `level` reads.
+  /// Bytes of parameters that a run at `level` reads; beyond the fullest level: that one's.
   [[nodiscard]] index_t bytes(Level level) const {
     index_t count = 0;
     for_each_layer(*network_, [&](const std::string&, const std::string&, const auto& layer) {

@@ -43,7 +43,7 @@ template <class Ready>
 
 }  // namespace detail
 
-/// `threads` threads, the calling one included; with 1 it starts none. Tasks are taken in ascending order. A
+/// `threads` threads, the calling one included; with 1 or less it starts none. Tasks are taken in ascending order. A
 /// `parallel_for` while another one of this pool runs (from one of its tasks or from another thread) does all its
 /// tasks on the calling thread.
 class ThreadPool final : public Executor {

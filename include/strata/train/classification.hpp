@@ -22,7 +22,7 @@ namespace strata::train {
 
 /// How pictures are varied in training, and the target's smoothing.
 struct ClassificationOptions {
-  Variation variation;
+  Variation variation = {};
   /// While levels train; none: `variation`. A sparse level fits its pictures less closely than the dense model, and has
   /// less to gain from harder ones.
   std::optional<Variation> level_variation = {};
@@ -71,10 +71,18 @@ class Classification {
     data_.batch(indices.data(), static_cast<index_t>(indices.size()), pictures_, labels_);
   }
 
-  /// The network's logits for the current batch.
+  /// The network's logits for the current batch. Raises: a network for pictures of another shape, or with fewer outputs
+  /// than there are classes.
   template <class Network>
   [[nodiscard]] Tensor<Scalar> run(const Network& network, Context<Scalar>& context) const {
-    return network(context, input_tensor(context, pictures_.data(), static_cast<index_t>(labels_.size()), data_.shape));
+    if constexpr (requires { network.input_shape(); })
+      if (const Shape wanted = network.input_shape(); wanted != data_.shape)
+        raise(Error("dataset", "pictures of " + strata::detail::text(wanted) + ", the network's input",
+                    strata::detail::text(data_.shape)));
+    Tensor<Scalar> logits =
+        network(context, input_tensor(context, pictures_.data(), static_cast<index_t>(labels_.size()), data_.shape));
+    detail::require_outputs(logits, data_.classes);
+    return logits;
   }
 
   /// `weight` times the loss of the current batch; adds its derivative to the logits' gradient. With a teacher, whose

@@ -48,10 +48,10 @@ inline void cut_hole(float* picture, const Shape& shape, index_t hole, std::mt19
 
 /// Pictures of bytes, [picture][channel][row][column], and a label each.
 struct Dataset {
-  Shape shape;
+  Shape shape = {};
   index_t classes = 0;
-  std::vector<std::uint8_t> pixels;
-  std::vector<std::uint8_t> labels;
+  std::vector<std::uint8_t> pixels = {};
+  std::vector<std::uint8_t> labels = {};
   double mean = 0;       ///< subtracted from pixel / 255
   double deviation = 1;  ///< what the difference is divided by
 

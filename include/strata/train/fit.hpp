@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -72,7 +73,10 @@ class Trainer {
     for (const auto& [name, density] : recipe_.floors) {
       bool known = false;
       for (const auto* parameter : parameters<Scalar>(network_)) known = known || parameter->name == name;
-      if (!known) raise(Error("recipe.floors", "names of weights", name));
+      if (!known) {
+        const auto all = parameters<Scalar>(network_);
+        raise(Error("recipe.floors", "names of weights, " + all.front()->name + " say", name));
+      }
     }
     if (!recipe_.levels.empty()) (void)check_allocation(prunable(), recipe_.levels).value();
   }
@@ -96,7 +100,8 @@ class Trainer {
   }
   [[nodiscard]] double passes_of_step() const { return done() ? 0 : passes_per_step(phases_[phase_]); }
 
-  /// One optimiser step; the loss before it. After the last step statistics are recalibrated. Precondition: not done.
+  /// One optimiser step; the loss before it. After the last step statistics are recalibrated. Raises, with the weights
+  /// as they were: a loss that is not finite. Precondition: not done.
   double step() {
     const Phase& phase = phases_[phase_];
     if (phase_step_ == 0) begin(phase);
@@ -105,6 +110,9 @@ class Trainer {
     clear_gradients(context_, all);
     context_.step = static_cast<std::uint64_t>(step_);
     const double loss = gradients(phase);
+    if (!std::isfinite(loss))
+      raise(Error({"training, step ", step_ + 1, " (", phase.name(), ")"},
+                  {"a finite loss: data without infinite numbers, a rate that is not too high"}, {loss}));
     if (phase.kind == Phase::Kind::admm) add_penalty(phase.level);
     if (recipe_.clip > 0) clip_gradients(context_, all, recipe_.clip);
     Trainable trainable;
@@ -145,7 +153,7 @@ class Trainer {
   [[nodiscard]] Status restore(const Archive& archive) {
     const auto found = archive.metadata().find("checkpoint");
     if (found == archive.metadata().end()) return Error("checkpoint", "a training checkpoint", "another file");
-    if (found->second != fingerprint()) return Error("checkpoint", "one of this run: " + fingerprint(), found->second);
+    if (found->second != fingerprint()) return another_run("of this run", fingerprint(), found->second);
     const ArrayView* view = archive.find("place");
     if (view == nullptr || view->type != DataType::i64 || view->size() != 3)
       return Error("checkpoint place", "3 numbers", view == nullptr ? "none" : "others");
@@ -190,7 +198,7 @@ class Trainer {
     const auto found = archive.metadata().find("checkpoint");
     if (found == archive.metadata().end()) return Error("checkpoint", "a training checkpoint", "another file");
     if (const std::string wanted = dense_part(fingerprint()), is = dense_part(found->second); is != wanted)
-      return Error("checkpoint", "one with this dense phase: " + wanted, is);
+      return another_run("with this dense phase", wanted, is);
     const Network old = network_;
     set_levels(network_, 1);
     Status status = success();
@@ -249,6 +257,28 @@ class Trainer {
     recipe_.visit(
         [&](const std::string& name, double value) { text += ", " + name + " " + strata::detail::number_text(value); });
     return text + ", " + task_.fingerprint();
+  }
+
+  /// What two fingerprints do not have in common.
+  [[nodiscard]] static Error another_run(const char* which, const std::string& wanted, const std::string& found) {
+    const auto entries = [](const std::string& fingerprint) {
+      std::vector<std::string> all;
+      for (std::size_t begin = 0; begin < fingerprint.size();) {
+        const std::size_t end = std::min(fingerprint.find(", ", begin), fingerprint.size());
+        all.push_back(fingerprint.substr(begin, end - begin));
+        begin = end + 2;
+      }
+      return all;
+    };
+    const auto only_in = [&](const std::string& one, const std::string& other) {
+      const std::vector<std::string> others = entries(other);
+      std::string text;
+      for (const std::string& entry : entries(one))
+        if (std::find(others.begin(), others.end(), entry) == others.end()) text += (text.empty() ? "" : ", ") + entry;
+      return text.empty() ? std::string("no more") : text;
+    };
+    return {"checkpoint", std::string("one ") + which + ", that is with " + only_in(wanted, found),
+            "one with " + only_in(found, wanted)};
   }
 
   /// The part of a fingerprint that the dense phase depends on. Its length is told in steps, so that epochs that were
@@ -582,7 +612,8 @@ struct FitReport {
 };
 
 /// Trains `network` by `recipe`. Raises, before any work: what the constructor of `Trainer` refuses, a checkpoint of
-/// another run; later: a checkpoint that cannot be written.
+/// another run or in a directory that is not there; later: a loss that is not finite, a checkpoint that cannot be
+/// written.
 template <class Network, class Task>
 FitReport<Network> fit(Network& network, Task& task, const Recipe& recipe, Executor& executor,
                        const FitOptions& options = {}) {
@@ -590,6 +621,9 @@ FitReport<Network> fit(Network& network, Task& task, const Recipe& recipe, Execu
   const auto start = Clock::now();
   const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
   Trainer<Network, Task> trainer(network, task, recipe, executor);
+  if (const auto directory = std::filesystem::path(options.checkpoint).parent_path(); !directory.empty())
+    if (std::error_code ignored; !std::filesystem::is_directory(directory, ignored))
+      raise(Error(options.checkpoint, "a file in a directory that exists", "none"));
   if (options.resume && !options.checkpoint.empty()) {
     if (std::FILE* file = std::fopen(options.checkpoint.c_str(), "rb"); file != nullptr) {
       std::fclose(file);

@@ -8,10 +8,22 @@
 
 #include <Eigen/Core>
 
+#include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
+
+namespace detail {
+
+/// Raises for fewer logits a sample than `classes`, the labels' bound.
+template <class Scalar>
+void require_outputs(const Tensor<Scalar>& logits, index_t classes) {
+  if (logits.shape().channels < classes)
+    raise(Error({"network"}, {"at least ", classes, " outputs, one a class"}, {logits.shape().channels}));
+}
+
+}  // namespace detail
 
 /// log(softmax(logits)) of one sample.
 template <class Derived>

@@ -93,9 +93,12 @@ class NodeClassification {
 
   void load(std::span<const std::uint32_t> /*indices*/, std::uint64_t /*seed*/) noexcept {}
 
+  /// The network's logits for all nodes. Raises: a network with fewer outputs than there are classes.
   template <class Network>
   [[nodiscard]] Tensor<Scalar> run(const Network& network, Context<Scalar>& context) const {
-    return network(context, data_.input);
+    Tensor<Scalar> logits = network(context, data_.input);
+    detail::require_outputs(logits, data_.classes);
+    return logits;
   }
 
   /// `weight` times the mean cross entropy of the training nodes; with a teacher, whose logits these are for all
@@ -145,10 +148,11 @@ class NodeClassification {
     using Column = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
     const auto t = static_cast<Scalar>(temperature);
     const auto scale = static_cast<Scalar>(weight / static_cast<double>(nodes.size())) * t;
+    const index_t outputs = logits.shape().channels;
     auto gradient = logits.gradient_matrix();
     double sum = 0;
     for (const GraphIndex node : nodes) {
-      const Eigen::Map<const Column> wanted(teacher.data() + node * data_.classes, data_.classes);
+      const Eigen::Map<const Column> wanted(teacher.data() + node * outputs, outputs);
       const Column target = log_softmax(wanted / t);
       const Column found = log_softmax(logits.matrix().col(node).array() / t);
       sum += static_cast<double>((target.exp() * (target - found)).sum() * t * t);

@@ -30,7 +30,7 @@ enum class Arm : std::uint8_t {
 
 /// A training run. Rates are those of the optimiser; epochs may be fractions.
 struct Recipe {
-  std::vector<LevelBudget> levels;  ///< sparsest first; empty: dense training only
+  std::vector<LevelBudget> levels = {};  ///< sparsest first; empty: dense training only
   Arm arm = Arm::joint;
 
   index_t batch = 128;
@@ -56,7 +56,7 @@ struct Recipe {
   double temperature = 2;     ///< of distillation
   /// What the layers' dropout rates are multiplied with while a level trains, by level, in [0, 1]; empty: 1. A sparse
   /// level fits its data less closely than the dense model for which a rate was chosen.
-  std::vector<double> dropout_factors;
+  std::vector<double> dropout_factors = {};
   double penalty = 5e-3;  ///< ADMM: rho, the pull towards the projection
 
   bool adamw = false;          ///< AdamW instead of SGD with Nesterov momentum
@@ -65,8 +65,8 @@ struct Recipe {
   double decay = 5e-4;  ///< weight decay
   double clip = 0;      ///< largest norm of all gradients together, to which longer ones are scaled down; 0: none
 
-  double floor = 0;                                    ///< least density of every prunable layer at every level
-  std::vector<std::pair<std::string, double>> floors;  ///< exceptions by the name of the weight, "conv1.weight"
+  double floor = 0;                                         ///< least density of every prunable layer at every level
+  std::vector<std::pair<std::string, double>> floors = {};  ///< exceptions by the name of the weight, "conv1.weight"
 
   index_t recalibration_batches = 20;  ///< for batch-norm statistics per level at the end; 0: keep the running ones
 
@@ -121,10 +121,13 @@ struct Recipe {
   /// Errors: numbers out of range or not finite (names the option), bad budgets.
   [[nodiscard]] Status check() const {
     std::string bad;
+    double found = 0;
     visit([&](const std::string& name, double value) {
-      if (bad.empty() && !(std::isfinite(value) && value >= 0)) bad = name;
+      if (!bad.empty() || (std::isfinite(value) && value >= 0)) return;
+      bad = name;
+      found = value;
     });
-    if (!bad.empty()) return Error("recipe." + bad, "a finite number, not negative", "another");
+    if (!bad.empty()) return Error("recipe." + bad, "a finite number, not negative", found);
     if (batch < 1) return Error("recipe.batch", "at least 1", std::to_string(batch));
     if (masks_per_epoch < 1) return Error("recipe.masks_per_epoch", "at least 1", std::to_string(masks_per_epoch));
     if (distillation > 1) return Error("recipe.distillation", "0 to 1", std::to_string(distillation));

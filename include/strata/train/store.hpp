@@ -31,6 +31,14 @@ template <class Scalar>
   return std::all_of(parameter.strata.begin(), parameter.strata.end(), [](std::uint8_t s) { return s == 0; });
 }
 
+/// The strata of the weights `name`. Raises: non-zeros of levels that are not to be stored.
+[[nodiscard]] inline StratumMap stratum_map(const std::string& name, index_t rows, index_t columns,
+                                            std::vector<std::uint8_t> strata, const ParameterSink& sink) {
+  auto map = StratumMap::from_strata(rows, columns, sink.levels(), std::move(strata));
+  if (!map) raise(map.error().within(name));
+  return std::move(map).value();
+}
+
 /// Rows first .. first+rows-1 of `parameter` level-sorted under `name`.
 template <class Scalar>
 void store_leveled_rows(const std::string& name, const Parameter<Scalar>& parameter, index_t first, index_t rows,
@@ -38,7 +46,7 @@ void store_leveled_rows(const std::string& name, const Parameter<Scalar>& parame
   const index_t columns = parameter.shape[1];
   std::vector<std::uint8_t> strata(parameter.strata.begin() + first * columns,
                                    parameter.strata.begin() + (first + rows) * columns);
-  const StratumMap map = StratumMap::from_strata(rows, columns, sink.levels(), std::move(strata)).value();
+  const StratumMap map = stratum_map(name, rows, columns, std::move(strata), sink);
   sink.leveled_csr(name, LeveledCsr<float, LinearIndex>::from_dense(floats(parameter, first * columns, rows * columns),
                                                                     map, linear_block_columns(columns)));
 }

@@ -21,6 +21,7 @@
 #include <strata/train/parameter.hpp>
 #include <strata/train/point_set.hpp>
 #include <strata/train/product.hpp>
+#include <strata/train/store.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
@@ -101,13 +102,16 @@ class WeightedLayer {
       sink.array<float>(name + ".weight", std::move(shape), 0, weights);
     } else {
       const StratumMap map =
-          StratumMap::from_strata(options_.out_channels, options_.columns(), sink.levels(), weight_.strata).value();
+          detail::stratum_map(name + ".weight", options_.out_channels, options_.columns(), weight_.strata, sink);
       sink.leveled_csr(name + ".weight", LeveledCsr<float, Index>::from_dense(weights, map, block_columns, row_group));
     }
     if (norms_.empty()) {
       if (!bias_.empty()) sink.array<float>(name + ".bias", {options_.out_channels}, 0, floats(bias_.front().value));
       return;
     }
+    if (norms_.size() > 1 && static_cast<int>(norms_.size()) != sink.levels())
+      raise(Error({norm_name}, {"statistics of ", sink.levels(), " levels, as many as are to be stored"},
+                  {"of ", norms_.size()}));
     for (int level = 0; level < sink.levels(); ++level) {
       const NormSet<Scalar>& norm = norms_[norms_.size() == 1 ? 0 : static_cast<std::size_t>(level)];
       using Array = typename Parameter<Scalar>::Array;

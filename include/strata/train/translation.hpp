@@ -16,6 +16,7 @@
 #include <strata/core/types.hpp>
 #include <strata/layers/sequence.hpp>
 #include <strata/train/data.hpp>
+#include <strata/train/loss.hpp>
 #include <strata/train/sequence_loss.hpp>
 #include <strata/train/tape.hpp>
 
@@ -153,11 +154,13 @@ class Translation {
   [[nodiscard]] const SequencePairs& pairs() const noexcept { return pairs_; }
   [[nodiscard]] std::span<const TokenId> targets() const noexcept { return targets_; }
 
-  /// The network's logits for the current batch.
+  /// The network's logits for the current batch. Raises: a network with fewer outputs than the target's vocabulary.
   template <class Network>
   [[nodiscard]] Tensor<Scalar> run(const Network& network, Context<Scalar>& context) const {
     context_ = &context;
-    return network(context, pairs_);
+    Tensor<Scalar> logits = network(context, pairs_);
+    detail::require_outputs(logits, data_.target_words);
+    return logits;
   }
 
   /// `weight` times the loss of the current batch, whose logits `run` gave; adds its derivative to the logits'

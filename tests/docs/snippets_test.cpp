@@ -1,0 +1,208 @@
+// The code of README.md and docs/guide.md, which has to compile and to work; the last test says that it is theirs.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <strata/strata.hpp>
+#include <strata/train/classification.hpp>
+#include <strata/train/fit.hpp>
+#include <strata/train/transitions.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+template <class Family>
+struct SmallNet {
+  struct Config {
+    strata::index_t width = 8;
+    template <class V>
+    void visit(V&& v) {
+      v("width", width);
+    }
+  };
+  static constexpr std::string_view architecture = "small";
+
+  explicit SmallNet(const Config& config)
+      : config_(config),
+        conv({.in_channels = 1, .out_channels = config.width, .padding = 1, .activation = strata::Activation::relu}),
+        fc({.in_features = config.width, .out_features = 5}) {}
+
+  const Config& config() const { return config_; }
+  strata::Shape input_shape() const { return {1, 28, 28}; }
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    return fc(context, average(context, conv(context, x)));
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("conv", conv, "bn");
+    v("fc", fc);
+  }
+
+  Config config_;
+  typename Family::Conv2d conv;  // convolution + per-level norm + activation
+  typename Family::GlobalAvgPool2d average;
+  typename Family::Linear fc;
+};
+
+template <class Family>
+struct Block {
+  explicit Block(strata::index_t width)
+      : conv1({.in_channels = width, .out_channels = width, .padding = 1, .activation = strata::Activation::relu}),
+        conv2({.in_channels = width, .out_channels = width, .padding = 1, .activation = strata::Activation::relu}) {}
+
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    return conv2(context, conv1(context, x), x);  // normalisation, plus the residual x, then the activation
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("conv1", conv1, "bn1");
+    v("conv2", conv2, "bn2");
+  }
+
+  typename Family::Conv2d conv1, conv2;
+};
+
+strata::train::Dataset some_pictures() {
+  std::vector<std::uint8_t> pixels(256 * 28 * 28);
+  std::vector<std::uint8_t> labels(256);
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    labels[i] = static_cast<std::uint8_t>(i % 5);
+    for (std::size_t p = 0; p < 784; ++p)
+      pixels[i * 784 + p] = static_cast<std::uint8_t>((p * (i % 5 + 1) * 13 + i) % 251);
+  }
+  strata::train::Dataset pictures;
+  pictures.shape = {1, 28, 28};
+  pictures.classes = 5;
+  pictures.pixels = std::move(pixels);  // as many bytes as pictures x channels x rows x columns
+  pictures.labels = std::move(labels);  // one a picture, each below `classes`
+  pictures.normalise();  // mean and deviation over all of them; test data take those of the training data
+  return pictures;
+}
+
+void train_a_model(const strata::train::Dataset& pictures) {
+  using strata::train::Training;
+  SmallNet<Training<float>> network({});
+  strata::train::initialise(network, 1);
+  strata::train::Classification<float> task(pictures, {.variation = {.flip = true}});  // a train::Dataset
+  strata::train::Recipe recipe{.levels = {{.weights = 0.0538, .flops = 0.0447}, {.weights = 0.1338, .flops = 0.1497}}};
+  strata::ThreadPool threads(2);
+  // Levels as small as those of README.md are for larger networks than this one, and its epochs for more patient
+  // people.
+  recipe.levels = {{.weights = 0.3, .flops = 0.3}, {.weights = 0.6, .flops = 0.6}};
+  recipe.dense_epochs = recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 1;
+  std::remove("run.safetensors");
+  strata::train::fit(network, task, recipe, threads, {.checkpoint = "run.safetensors", .resume = true});
+  strata::save(network, 2, "small.safetensors");
+  CHECK(strata::load<SmallNet>("small.safetensors").levels() == 2);
+  std::remove("small.safetensors");
+  {
+    strata::Archive archive = strata::to_archive(network, 2);
+    strata::train::calibrate_transitions(network, task, archive, threads);
+    (void)strata::add_self_check<SmallNet>(archive).value();
+    (void)strata::io::write_model(archive, "small.safetensors").value();
+  }
+}
+
+std::string text_of(const std::string& path) {
+  std::ifstream stream(path);
+  REQUIRE(stream.is_open());
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+/// Without white space and comments.
+std::string bare(const std::string& code) {
+  std::string result;
+  for (std::size_t i = 0; i < code.size(); ++i) {
+    if (code.compare(i, 2, "//") == 0 && (i == 0 || code[i - 1] == ' ' || code[i - 1] == '\n'))
+      i = std::min(code.find('\n', i), code.size() - 1);
+    if (std::isspace(static_cast<unsigned char>(code[i])) == 0) result += code[i];
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("the code of README.md and of the guide does what they say") {
+  train_a_model(some_pictures());
+  const std::vector<float> image(784, 0.5F);
+  auto model = strata::load<SmallNet>("small.safetensors", {.self_check = true});  // without: not run once at loading
+  strata::Session session(model, {.threads = 2});
+  auto output = session.run(image, strata::Level{0});  // a view of the session's memory, valid until the next run
+  const std::vector<float> sparse(output.begin(), output.end());
+  output = session.run(image, strata::Level{1});
+  CHECK_FALSE(std::equal(output.begin(), output.end(), sparse.begin()));
+  std::remove("small.safetensors.profile.json");
+  session.set_profile(
+      strata::profile_beside("small.safetensors", session));  // measured once per machine, kept beside it
+  const auto run = session.run(image, strata::Deadline{std::chrono::milliseconds(20)});
+  std::printf("%s, level %d at the end\n", run.met ? "in time" : "late", run.path.back().index);
+}
+
+TEST_CASE("a model is made by hand as the guide does it") {
+  SmallNet<strata::train::Training<float>> made({});
+  strata::train::initialise(made, 2);
+  strata::train::set_levels(made, 2);
+  auto& weight = made.conv.weight();
+  std::vector<strata::index_t> order(static_cast<std::size_t>(weight.value.size()));
+  std::iota(order.begin(), order.end(), strata::index_t{0});
+  std::ranges::sort(order, std::greater(), [&](strata::index_t i) { return std::abs(weight.value[i]); });
+  weight.strata.assign(order.size(), strata::StratumMap::absent);
+  for (std::size_t i = 0; i < order.size() / 4; ++i)
+    weight.strata[static_cast<std::size_t>(order[i])] = i < order.size() / 8 ? 0 : 1;
+  strata::save(made, 2, "made.safetensors");
+  const auto model = strata::load<SmallNet>("made.safetensors", {.self_check = true});
+  CHECK(model.network().conv.weights().nnz(strata::Level{0}) == 9);
+  CHECK(model.network().conv.weights().nnz(strata::Level{1}) == 18);
+}
+
+TEST_CASE("blocks with residuals compute the same in both families, as the guide says") {
+  Block<strata::train::Training<float>> block(4);
+  strata::SerialExecutor executor;
+  strata::train::Context<float> context(executor);
+  context.begin(strata::Level{0});
+  const std::vector<float> pixels(4 * 6 * 6, 1.0F);
+  const auto x = strata::train::input_tensor(context, pixels.data(), 1, {4, 6, 6});
+  CHECK(block(context, x).shape() == strata::Shape{4, 6, 6});
+  CHECK(strata::Shape{4, 6, 6} == x.shape());
+}
+
+TEST_CASE("every piece of C++ in README.md and in the guide is in this file") {
+  const std::string root = STRATA_SOURCE_DIR;
+  const std::string here = bare(text_of(root + "/tests/docs/snippets_test.cpp"));
+  for (const char* page : {"/README.md", "/docs/guide.md"}) {
+    const std::string text = text_of(root + page);
+    int pieces = 0;
+    for (std::size_t begin = text.find("```cpp\n"); begin != std::string::npos; begin = text.find("```cpp\n", begin)) {
+      begin += 7;
+      const std::size_t end = text.find("```", begin);
+      std::string piece = text.substr(begin, end - begin);
+      if (piece.starts_with("#include <strata/strata.hpp>\n")) piece.erase(0, piece.find('\n'));
+      INFO(page << ": " << piece);
+      // Line by line: the test may do more in between.
+      std::size_t from = 0;
+      for (std::size_t line = 0; line < piece.size();) {
+        const std::size_t stop = std::min(piece.find('\n', line), piece.size());
+        const std::string wanted = bare(piece.substr(line, stop - line) + "\n");
+        from = here.find(wanted, from);
+        INFO(piece.substr(line, stop - line));
+        REQUIRE(from != std::string::npos);
+        from += wanted.size();
+        line = stop + 1;
+      }
+      ++pieces;
+      begin = end + 3;
+    }
+    CHECK(pieces >= 3);
+  }
+}
