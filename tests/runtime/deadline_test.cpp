@@ -71,6 +71,40 @@ TEST_CASE("every stage of a path runs with its own level's statistics") {
   CHECK(run(with, {1, 0, 1, 0}) == run(changed, {1, 0, 1, 0}));
 }
 
+TEST_CASE("statistics of later stages after a switch are used where they are, those of the last switch only") {
+  const auto first = test::random_norm(16, 98);
+  const auto later = test::random_norm(16, 99);
+  const auto with = [&](std::vector<const test::NormValues*> stages) {
+    auto archive = staged_archive(16, 4, 3);
+    strata::ParameterSink sink(archive);
+    for (std::size_t since = 0; since < stages.size(); ++since)
+      sink.transition<float>("layers.2.norm", Level{2}, Level{1}, static_cast<int>(since), stages[since]->scale,
+                             stages[since]->bias);
+    strata::Session<StagedModel> session(StagedModel::from_archive(archive).value());
+    session.set_profile(profile_for(session, {1000, 2000, 3000}));
+    return session;
+  };
+  auto plain = with({});
+  auto one = with({&first});
+  auto two = with({&first, &later});
+  auto swapped = with({&later, &first});
+  const auto run = [](strata::Session<StagedModel>& session, std::vector<int> path) {
+    return copied(session.run(input, Deadline::never(), ScriptedPath{path}).output);
+  };
+  // Layer 2 one stage after the switch, as if it were the first stage with those statistics; and in the first stage.
+  CHECK(run(two, {2, 1, 1, 1}) != run(plain, {2, 1, 1, 1}));
+  CHECK(run(two, {2, 1, 1, 1}) != run(swapped, {2, 1, 1, 1}));
+  CHECK(run(two, {2, 2, 1, 1}) != run(plain, {2, 2, 1, 1}));
+  CHECK(run(two, {2, 2, 1, 1}) == run(one, {2, 2, 1, 1}));
+  CHECK(run(one, {2, 1, 1, 1}) == run(plain, {2, 1, 1, 1}));
+  // No switch, one that comes later, another pair of levels, and a later switch that takes the place of the first.
+  for (const std::vector<int>& path : std::vector<std::vector<int>>{
+           {1, 1, 1, 1}, {2, 2, 2, 1}, {2, 0, 0, 0}, {1, 2, 2, 2}, {2, 1, 0, 0}, {2, 0, 1, 1}})
+    CHECK(run(two, path) == run(plain, path));
+  // A run does not remember the one before.
+  CHECK(copied(two.run(input, Level{1})) == copied(plain.run(input, Level{1})));
+}
+
 TEST_CASE("a transition that is half there or of another size is refused") {
   auto archive = staged_archive(16, 2, 2);
   strata::ParameterSink sink(archive);
@@ -81,8 +115,12 @@ TEST_CASE("a transition that is half there or of another size is refused") {
   sink.array<float>("layers.1.norm.transition.1.0.bias", {8}, 1, std::span(ones).first(8));
   CHECK(StagedModel::from_archive(archive).error().expected() == "shape [16]");
   auto unknown = staged_archive(16, 2, 2);
-  strata::ParameterSink(unknown).transition<float>("layers.1.norm", Level{1}, Level{1}, ones, ones);
+  strata::ParameterSink(unknown).transition<float>("layers.1.norm", Level{1}, Level{1}, 0, ones, ones);
   CHECK_FALSE(StagedModel::from_archive(unknown).ok());
+  // Later stages without the first one.
+  auto without = staged_archive(16, 2, 2);
+  strata::ParameterSink(without).transition<float>("layers.1.norm", Level{1}, Level{0}, 1, ones, ones);
+  CHECK_FALSE(StagedModel::from_archive(without).ok());
 }
 
 TEST_CASE("a run by a deadline reports path, predictions and what became of them") {

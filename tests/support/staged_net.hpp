@@ -117,7 +117,7 @@ inline strata::Archive staged_archive(strata::index_t width, strata::index_t dep
       sink.per_level<float>(name + ".norm.bias", level, norm.bias);
     }
     if (layer == 1 && layer1_transition != nullptr)
-      sink.transition<float>(name + ".norm", strata::Level{1}, strata::Level{0}, layer1_transition->scale,
+      sink.transition<float>(name + ".norm", strata::Level{1}, strata::Level{0}, 0, layer1_transition->scale,
                              layer1_transition->bias);
   }
   return archive;

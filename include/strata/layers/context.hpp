@@ -14,6 +14,7 @@
 #include <strata/core/executor.hpp>
 #include <strata/core/tensor.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/parameters.hpp>
 #include <strata/layers/path_choice.hpp>
 
 namespace strata {
@@ -31,17 +32,24 @@ class InferenceContext {
   explicit InferenceContext(Executor& executor) : executor_(executor) {}
 
   [[nodiscard]] Level level() const noexcept { return level_; }
-  /// The level before the last stage: other than `level()` only in the first stage after a switch, where layers that
-  /// have statistics for the pair (previous_level, level) use them.
-  [[nodiscard]] Level previous_level() const noexcept { return previous_level_; }
-  void set_level(Level level) noexcept { level_ = previous_level_ = level; }
+  /// The last switch of level in this run; without one from the level to itself.
+  [[nodiscard]] const LevelSwitch& last_switch() const noexcept { return last_switch_; }
+  void set_level(Level level) noexcept {
+    level_ = level;
+    last_switch_ = {level, 0};
+  }
   [[nodiscard]] Arena& arena() noexcept { return arena_; }
   [[nodiscard]] Executor& executor() noexcept { return executor_; }
 
   /// A point between layers at which the level may change.
   void stage(std::string_view name) noexcept {
-    previous_level_ = level_;
-    if (hook_ != nullptr) level_ = hook_(hook_object_, name, level_);
+    if (hook_ == nullptr) return;
+    const Level before = std::exchange(level_, hook_(hook_object_, name, level_));
+    if (level_ == before) {
+      ++last_switch_.stages;
+    } else {
+      last_switch_ = {before, 0};
+    }
   }
   void set_stage_hook(StageHook hook, void* object) noexcept {
     hook_ = hook;
@@ -72,7 +80,7 @@ class InferenceContext {
 
  private:
   Level level_;
-  Level previous_level_;
+  LevelSwitch last_switch_;
   Arena arena_;
   Executor& executor_;
   StageHook hook_ = nullptr;

@@ -52,10 +52,20 @@ using LinearIndex = std::uint16_t;
   return columns < 1 ? 1 : (columns < widest ? columns : widest);
 }
 
-/// Name under which a normalisation keeps scale and bias for the first stage after a switch of level; `.scale` and
-/// `.bias` follow. Both are optional and belong to the higher of the two strata.
-[[nodiscard]] STRATA_COLD inline std::string transition_name(const std::string& norm_name, Level from, Level to) {
-  return norm_name + ".transition." + std::to_string(from.index) + "." + std::to_string(to.index);
+/// The last switch of level in a run: layers that have statistics for it use them (`transition_name`).
+struct LevelSwitch {
+  Level from;
+  int stages = 0;  ///< that have begun since; 0 in the first stage at the new level
+};
+
+/// Name under which a normalisation keeps scale and bias for its stage, if the last switch `from` -> `to` was so many
+/// stages ago; `.scale` and `.bias` follow. All are optional, those of `stages` need those of fewer, and they belong to
+/// the higher of the two strata.
+[[nodiscard]] STRATA_COLD inline std::string transition_name(const std::string& norm_name, Level from, Level to,
+                                                             int stages) {
+  std::string name = norm_name + ".transition." + std::to_string(from.index) + "." + std::to_string(to.index);
+  if (stages > 0) name += "." + std::to_string(stages);
+  return name;
 }
 
 /// Writes parameters into an archive. A layer calls it with its state_dict names.
@@ -77,11 +87,11 @@ class ParameterSink {
     array(name + "." + std::to_string(level), {static_cast<index_t>(values.size())}, level, values);
   }
 
-  /// Scale and bias of a normalisation in the first stage after a switch `from` -> `to`.
+  /// Scale and bias of a normalisation `stages` stages after a switch `from` -> `to`; 0: in the first one.
   template <class T>
-  void transition(const std::string& norm_name, Level from, Level to, std::span<const T> scale,
+  void transition(const std::string& norm_name, Level from, Level to, int stages, std::span<const T> scale,
                   std::span<const T> bias) {
-    const std::string name = transition_name(norm_name, from, to);
+    const std::string name = transition_name(norm_name, from, to, stages);
     const int stratum = from > to ? from.index : to.index;
     array(name + ".scale", {static_cast<index_t>(scale.size())}, stratum, scale);
     array(name + ".bias", {static_cast<index_t>(bias.size())}, stratum, bias);

@@ -1,8 +1,9 @@
-// Batch-norm statistics for the first stage after a switch of level: a layer that was calibrated on what its own level
-// makes meets what another level made. Measured after training, stored beside the levels' own statistics.
+// Batch-norm statistics for the stages after a switch of level: layers that were calibrated on what their own level
+// makes meet what another level made. Measured after training, stored beside the levels' own statistics.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <string>
@@ -25,11 +26,15 @@ struct TransitionOptions {
   index_t batch = 128;
   std::uint64_t seed = 1;
   bool up = false;  ///< for switches to a higher level as well
+  /// For so many stages from each switch on. All are best: a stream of residuals carries what the other level made to
+  /// the end of the network. Each takes two numbers a channel, for every pair of levels.
+  int stages = std::numeric_limits<int>::max();
 };
 
 /// Adds to `archive`, which `to_archive(network, levels)` gave, scale and bias of every normalised layer for every
-/// switch into its stage (`transition_name`): means over batches of `task`, with the level lowered (or raised) at that
-/// stage. Layers before the first stage need none. Raises: fewer than 1 batch, statistics that are there already.
+/// switch into its stage or one before it (`transition_name`): means over batches of `task`, with the level lowered (or
+/// raised) at that stage. Layers before the first stage need none. Raises: fewer than 1 batch or stage, statistics that
+/// are there already. (Statistics by switch as in Bit-Mixer, arXiv 2103.17267.)
 template <class Network, class Task>
 void calibrate_transitions(const Network& network, Task& task, Archive& archive, Executor& executor,
                            const TransitionOptions& options = {}) {
@@ -38,6 +43,7 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
   if (options.batches < 1 || options.batch < 1)
     raise(Error("calibrate_transitions", "at least 1 batch of 1",
                 std::to_string(options.batches) + " of " + std::to_string(options.batch)));
+  if (options.stages < 1) raise(Error("calibrate_transitions", "at least 1 stage", std::to_string(options.stages)));
   const auto levels = static_cast<std::size_t>(archive.levels());
   Context<Scalar> context(executor);
   const auto order = shuffled(task.size(), options.seed, 0);
@@ -92,14 +98,15 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
     for (int to = 0; to < archive.levels(); ++to) {
       if (from == to || (to > from && !options.up)) continue;
       const auto stored = measure(Level{from}, Level{to}, -1, 0);
-      // A layer that ran at `to` when the switch was at this stage but not when it was at the next one is in this
-      // stage.
-      auto later = stored;
+      // A layer is in the last stage from which on a switch makes it run at `to`.
+      std::vector<int> stage_of(stored.size(), -1);
       for (int stage = stages - 1; stage >= 0; --stage) {
         const auto here = measure(Level{from}, Level{to}, stage, options.batches);
         for (std::size_t i = 0; i < here.size(); ++i) {
-          const auto same = [&](const Array& a, const Array& b) { return (a == b).all(); };
-          if (same(here[i].mean, stored[i].mean) || !same(later[i].mean, stored[i].mean)) continue;
+          if ((here[i].mean == stored[i].mean).all()) continue;
+          if (stage_of[i] < 0) stage_of[i] = stage;
+          const int since = stage_of[i] - stage;
+          if (since >= options.stages) continue;
           const auto floats = [](const Array& values) {
             std::vector<float> result;
             for (const auto value : values) result.push_back(static_cast<float>(value));
@@ -107,9 +114,8 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
           };
           const auto scale = floats(here[i].scale);
           const auto bias = floats(here[i].bias);
-          sink.transition<float>(here[i].norm_name, Level{from}, Level{to}, scale, bias);
+          sink.transition<float>(here[i].norm_name, Level{from}, Level{to}, since, scale, bias);
         }
-        later = here;
       }
     }
 }

@@ -70,7 +70,7 @@ class Conv2d {
     Tensor<Scalar> y = in_place ? *consumed : context.make(x.batch(), out);
     const kernels::ConvolutionShape shape{options_.in_channels, options_.out_channels, options_.kernel, options_.stride,
                                           options_.padding,     options_.dilation,     options_.groups};
-    const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
+    const auto epilogue = weights_.epilogue(context.last_switch(), level, options_.activation,
                                             residual == nullptr ? nullptr : residual->data());
     const TileLayout layout = y.layout();
     if (layout.tile_pitch == 1) {

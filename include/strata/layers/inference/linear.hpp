@@ -49,7 +49,7 @@ class Linear {
       return context.make(x.batch(), out);
     Tensor<Scalar> y = context.make(x.batch(), out);
     const Level level = context.level();
-    const auto epilogue = weights_.epilogue(context.previous_level(), level, options_.activation,
+    const auto epilogue = weights_.epilogue(context.last_switch(), level, options_.activation,
                                             residual == nullptr ? nullptr : residual->data());
     const auto compute = [&](const auto& matrix) { multiply(context, matrix, x, y, epilogue); };
     if (context.path_chooser() != nullptr) weights_.choose_path(name_, level, *context.path_chooser(), compute);

@@ -31,9 +31,14 @@ class LayerStatistics {
     if (norm) {
       scale_ = source.per_level<Scalar>(norm_name + ".scale", rows);
       bias_ = source.per_level<Scalar>(norm_name + ".bias", rows);
+      const auto levels = static_cast<std::size_t>(source.levels());
       for (int from = 0; from < source.levels(); ++from)
-        for (int to = 0; to < source.levels(); ++to)
-          if (from != to) load_transition(norm_name, Level{from}, Level{to}, rows, source);
+        for (int to = 0; to < source.levels(); ++to) {
+          auto stages = load_transitions(norm_name, Level{from}, Level{to}, rows, source);
+          if (stages.empty()) continue;
+          transitions_.resize(levels * levels);
+          transitions_[transition_at(Level{from}, Level{to})] = std::move(stages);
+        }
     } else if (bias) {
       bias_.assign(static_cast<std::size_t>(source.levels()), source.array<Scalar>(name + ".bias", {rows}));
     }
@@ -47,13 +52,14 @@ class LayerStatistics {
     return count;
   }
 
-  /// For a layer whose input was made at level `before`: uses the statistics of that switch if there are any.
-  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level before, Level level, Activation activation,
+  /// With the statistics of the run's last switch, if there are any for as many stages behind it.
+  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(const LevelSwitch& last, Level level, Activation activation,
                                                    const Scalar* residual) const noexcept {
-    if (before != level)
-      for (const Transition& transition : transitions_)
-        if (transition.from == before && transition.to == level)
-          return {transition.scale.data(), transition.bias.data(), residual, activation};
+    if (last.from != level && !transitions_.empty()) {
+      const auto& stages = transitions_[transition_at(last.from, level)];
+      if (const auto since = static_cast<std::size_t>(last.stages); since < stages.size())
+        return {stages[since].scale.data(), stages[since].bias.data(), residual, activation};
+    }
     const auto at = static_cast<std::size_t>(level.index);
     return {scale_.empty() ? nullptr : scale_[at].data(), bias_.empty() ? nullptr : bias_[at].data(), residual,
             activation};
@@ -61,24 +67,33 @@ class LayerStatistics {
 
  private:
   struct Transition {
-    Level from;
-    Level to;
     std::span<const Scalar> scale;
     std::span<const Scalar> bias;
   };
 
-  STRATA_COLD void load_transition(const std::string& norm_name, Level from, Level to, index_t rows,
-                                   ParameterSource& source) {
-    const std::string name = transition_name(norm_name, from, to);
-    const std::string scale = name + ".scale";
-    const std::string bias = name + ".bias";
-    if (!source.has(scale) && !source.has(bias)) return;
-    transitions_.push_back({from, to, source.array<Scalar>(scale, {rows}), source.array<Scalar>(bias, {rows})});
+  /// Its place in `transitions_`; there are as many levels as sets of statistics.
+  [[nodiscard]] std::size_t transition_at(Level from, Level to) const noexcept {
+    return static_cast<std::size_t>(from.index) * scale_.size() + static_cast<std::size_t>(to.index);
+  }
+
+  /// By the stages since the switch.
+  [[nodiscard]] STRATA_COLD static std::vector<Transition> load_transitions(const std::string& norm_name, Level from,
+                                                                            Level to, index_t rows,
+                                                                            ParameterSource& source) {
+    std::vector<Transition> stages;
+    if (from == to) return stages;
+    for (int since = 0;; ++since) {
+      const std::string name = transition_name(norm_name, from, to, since);
+      const std::string scale = name + ".scale";
+      const std::string bias = name + ".bias";
+      if (!source.has(scale) && !source.has(bias)) return stages;
+      stages.push_back({source.array<Scalar>(scale, {rows}), source.array<Scalar>(bias, {rows})});
+    }
   }
 
   std::vector<std::span<const Scalar>> scale_;
   std::vector<std::span<const Scalar>> bias_;
-  std::vector<Transition> transitions_;
+  std::vector<std::vector<Transition>> transitions_;  ///< by levels from and to, then stages; empty: none
 };
 
 /// Weights, per-level scale and bias of one layer, viewing the archive they were loaded from.
@@ -171,13 +186,13 @@ class LayerWeights {
   }
 
   /// See `LayerStatistics::epilogue`.
-  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level before, Level level, Activation activation,
+  [[nodiscard]] kernels::Epilogue<Scalar> epilogue(const LevelSwitch& last, Level level, Activation activation,
                                                    const Scalar* residual) const noexcept {
-    return statistics_.epilogue(before, level, activation, residual);
+    return statistics_.epilogue(last, level, activation, residual);
   }
   [[nodiscard]] kernels::Epilogue<Scalar> epilogue(Level level, Activation activation,
                                                    const Scalar* residual) const noexcept {
-    return statistics_.epilogue(level, level, activation, residual);
+    return statistics_.epilogue({level, 0}, level, activation, residual);
   }
 
  private:
