@@ -136,7 +136,7 @@ std::string bare(const std::string& code) {
 TEST_CASE("the code of README.md and of the guide does what they say") {
   train_a_model(some_pictures());
   const std::vector<float> image(784, 0.5F);
-  auto model = strata::load<SmallNet>("small.safetensors", {.self_check = true});  // without: not run once at loading
+  auto model = strata::load<SmallNet>("small.safetensors", {.self_check = true});  // runs every level once
   strata::Session session(model, {.threads = 2});
   auto output = session.run(image, strata::Level{0});  // a view of the session's memory, valid until the next run
   const std::vector<float> sparse(output.begin(), output.end());
@@ -166,15 +166,19 @@ TEST_CASE("a model is made by hand as the guide does it") {
   CHECK(model.network().conv.weights().nnz(strata::Level{1}) == 18);
 }
 
-TEST_CASE("blocks with residuals compute the same in both families, as the guide says") {
+TEST_CASE("the guide's block adds its residual to the normalised sum, before the activation") {
   Block<strata::train::Training<float>> block(4);
   strata::SerialExecutor executor;
   strata::train::Context<float> context(executor);
   context.begin(strata::Level{0});
-  const std::vector<float> pixels(4 * 6 * 6, 1.0F);
-  const auto x = strata::train::input_tensor(context, pixels.data(), 1, {4, 6, 6});
-  CHECK(block(context, x).shape() == strata::Shape{4, 6, 6});
-  CHECK(strata::Shape{4, 6, 6} == x.shape());
+  block.conv2.norms().front().gamma.value.setZero();  // what conv2 makes is normalised to nothing
+  for (const float number : {1.5F, -1.5F}) {
+    const std::vector<float> pixels(4 * 6 * 6, number);
+    const auto x = strata::train::input_tensor(context, pixels.data(), 1, {4, 6, 6});
+    const auto y = block(context, x);
+    CHECK(y.shape() == x.shape());
+    CHECK((y.value() == std::max(number, 0.0F)).all());
+  }
 }
 
 TEST_CASE("every piece of C++ in README.md and in the guide is in this file") {

@@ -21,6 +21,12 @@ struct Level {
   friend constexpr auto operator<=>(Level, Level) = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 errs
 };
 
+/// The last switch of level in a run; without one from the level to itself.
+struct LevelSwitch {
+  Level from;
+  int stages = 0;  ///< that have begun since; 0 in the first stage at the new level
+};
+
 /// A (vertical, horizontal) pair. Converts from one number that then holds for both directions.
 struct Pair {
   index_t h = 1;

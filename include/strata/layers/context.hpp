@@ -14,7 +14,6 @@
 #include <strata/core/executor.hpp>
 #include <strata/core/tensor.hpp>
 #include <strata/core/types.hpp>
-#include <strata/layers/parameters.hpp>
 #include <strata/layers/path_choice.hpp>
 
 namespace strata {
@@ -32,7 +31,7 @@ class InferenceContext {
   explicit InferenceContext(Executor& executor) : executor_(executor) {}
 
   [[nodiscard]] Level level() const noexcept { return level_; }
-  /// The last switch of level in this run; without one from the level to itself.
+  /// The last switch of level: layers that have statistics for it use them (`transition_name`).
   [[nodiscard]] const LevelSwitch& last_switch() const noexcept { return last_switch_; }
   void set_level(Level level) noexcept {
     level_ = level;

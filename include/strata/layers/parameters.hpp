@@ -52,12 +52,6 @@ using LinearIndex = std::uint16_t;
   return columns < 1 ? 1 : (columns < widest ? columns : widest);
 }
 
-/// The last switch of level in a run: layers that have statistics for it use them (`transition_name`).
-struct LevelSwitch {
-  Level from;
-  int stages = 0;  ///< that have begun since; 0 in the first stage at the new level
-};
-
 /// Name under which a normalisation keeps scale and bias for its stage, if the last switch `from` -> `to` was so many
 /// stages ago; `.scale` and `.bias` follow. All are optional, those of `stages` need those of fewer, and they belong to
 /// the higher of the two strata.

@@ -259,17 +259,19 @@ class Trainer {
     return text + ", " + task_.fingerprint();
   }
 
+  /// A fingerprint's entries, "name number" most of them.
+  [[nodiscard]] static std::vector<std::string> entries(const std::string& fingerprint) {
+    std::vector<std::string> all;
+    for (std::size_t begin = 0; begin < fingerprint.size();) {
+      const std::size_t end = std::min(fingerprint.find(", ", begin), fingerprint.size());
+      all.push_back(fingerprint.substr(begin, end - begin));
+      begin = end + 2;
+    }
+    return all;
+  }
+
   /// What two fingerprints do not have in common.
   [[nodiscard]] static Error another_run(const char* which, const std::string& wanted, const std::string& found) {
-    const auto entries = [](const std::string& fingerprint) {
-      std::vector<std::string> all;
-      for (std::size_t begin = 0; begin < fingerprint.size();) {
-        const std::size_t end = std::min(fingerprint.find(", ", begin), fingerprint.size());
-        all.push_back(fingerprint.substr(begin, end - begin));
-        begin = end + 2;
-      }
-      return all;
-    };
     const auto only_in = [&](const std::string& one, const std::string& other) {
       const std::vector<std::string> others = entries(other);
       std::string text;
@@ -285,16 +287,13 @@ class Trainer {
   /// computed in another way (0.3 of 36 or 0.6 of 18) agree.
   [[nodiscard]] std::string dense_part(const std::string& fingerprint) const {
     std::string part;
-    for (std::size_t begin = 0; begin < fingerprint.size();) {
-      const std::size_t end = std::min(fingerprint.find(", ", begin), fingerprint.size());
-      std::string entry = fingerprint.substr(begin, end - begin);
+    for (std::string& entry : entries(fingerprint)) {
       const std::string name = entry.substr(0, entry.find(' '));
       double epochs = 0;
       if (name == "dense_epochs" &&
           std::from_chars(entry.data() + name.size() + 1, entry.data() + entry.size(), epochs).ec == std::errc())
         entry = "dense steps " + std::to_string(std::llround(epochs * static_cast<double>(steps_per_epoch_)));
       if (!Recipe::concerns_levels_only(name)) part += (part.empty() ? "" : ", ") + entry;
-      begin = end + 2;
     }
     return part;
   }
