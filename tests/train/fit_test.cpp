@@ -284,6 +284,23 @@ TEST_CASE("a run goes on from another run's dense model to the bits that it reac
   while (!trainer.done()) trainer.step();
   CHECK(bits_of(network) == bits_of(whole));
 
+  train::Recipe without_levels = recipe;
+  without_levels.levels.clear();
+  without_levels.dropout_factors.clear();
+  Net dense({.width = 24});
+  Trainer dense_run(dense, task, without_levels, executor);
+  dense_run.step();
+  const strata::Archive unfinished = dense_run.state();
+  while (!dense_run.done()) dense_run.step();
+  Net from_run({.width = 24});
+  Trainer after_dense_run(from_run, task, recipe, executor);
+  CHECK(after_dense_run.start_from_dense(unfinished).error().where().starts_with("checkpoint dense."));
+  REQUIRE(after_dense_run.start_from_dense(dense_run.state()).ok());
+  CHECK(after_dense_run.steps_done() == 3);
+  CHECK(bits_of(from_run) == bits_of(dense));
+  REQUIRE(after_dense_run.dense() != nullptr);
+  while (!after_dense_run.done()) after_dense_run.step();
+
   for (const auto& change : {+[](train::Recipe& r) { r.seed = 2; }, +[](train::Recipe& r) { r.dense_epochs = 2; },
                              +[](train::Recipe& r) { r.momentum = 0.8; }, +[](train::Recipe& r) { r.levels.clear(); },
                              +[](train::Recipe& r) { r.dense_epochs = 0; }}) {

@@ -190,8 +190,9 @@ class Trainer {
 
   /// Takes the dense model from the checkpoint of another run, as if this one had just ended its dense phase: the same
   /// bits, since that phase has to agree (network, task, seed, batch, optimiser, epochs and rates); arm and levels may
-  /// differ. Errors, with nothing changed: another dense phase, a checkpoint from before its end, a recipe without a
-  /// dense phase or levels.
+  /// differ. A finished run without levels will do as well, with the statistics that were recalibrated at its end.
+  /// Errors, with nothing changed: another dense phase, a checkpoint from before its end, a recipe without a dense
+  /// phase or levels.
   [[nodiscard]] Status start_from_dense(const Archive& archive) {
     const std::size_t first = first_sparse_phase();
     if (recipe_.levels.empty() || first == 0) return Error("recipe", "a dense phase and levels", "none");
@@ -199,10 +200,14 @@ class Trainer {
     if (found == archive.metadata().end()) return Error("checkpoint", "a training checkpoint", "another file");
     if (const std::string wanted = dense_part(fingerprint()), is = dense_part(found->second); is != wanted)
       return another_run("with this dense phase", wanted, is);
+    const ArrayView* place = archive.find("place");
+    const bool only_dense = found->second.find(", levels.0.") == std::string::npos && place != nullptr &&
+                            place->type == DataType::i64 && place->size() == 3 &&
+                            place->as<std::int64_t>()[0] == static_cast<std::int64_t>(first);
     const Network old = network_;
     set_levels(network_, 1);
     Status status = success();
-    visit_network("dense.", network_,
+    visit_network(only_dense ? "" : "dense.", network_,
                   [&](const std::string& name, auto&& array) { read_array(archive, name, array, status); });
     if (!status) {
       network_ = old;
