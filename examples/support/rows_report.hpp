@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -102,8 +103,7 @@ struct HeadlineLevel {
 /// What the table over all networks says of one network and data set: the joint arm's levels 1 and 0.
 struct Headline {
   std::string network, data, metric;
-  double dense = 0;  ///< mean over the seeds of the dense arm
-  std::size_t dense_seeds = 0;
+  double dense = 0;  ///< mean over those seeds of the dense arm that the levels have too, over all if there are none
   bool full_epochs = true;  ///< the dense arm; else the dense models that the levels come from, which had fewer epochs
   HeadlineLevel levels[2];  ///< by level
 };
@@ -127,8 +127,11 @@ struct Headline {
     dense = by_seed(rows, "joint", "dense", "accuracy");
   }
   if (dense.empty()) return strata::Error(where, "a dense model", "none");
+  const auto of_levels = by_seed(rows, "joint", "1", "accuracy");
+  auto shared = dense;
+  std::erase_if(shared, [&](const auto& of_seed) { return !of_levels.contains(of_seed.first); });
+  if (!shared.empty()) dense = std::move(shared);
   headline.dense = summarise(values_of(dense)).mean;
-  headline.dense_seeds = dense.size();
   for (int level = 0; level < 2; ++level) {
     const std::string name = std::to_string(level);
     const auto values = by_seed(rows, "joint", name, "accuracy");

@@ -106,6 +106,21 @@ TEST_CASE("a network's line over all networks is of the joint arm against the de
   CHECK(headline.levels[0].weights == 0.05);
   CHECK(headline.levels[0].command == "net --seed 1");
 
+  // A dense model of another seed than the levels says nothing about them, unless there is no other.
+  nlohmann::json three = rows;
+  for (const auto& each : rows)
+    if (each.at("arm") == "dense") {
+      three.push_back(each);
+      three.back()["seed"] = 3;
+      three.back()["accuracy"] = 0.1;
+      break;
+    }
+  REQUIRE(three.size() == rows.size() + 1);
+  CHECK(std::abs(examples::headline_of(three, "file").value().dense - 0.85) < 1e-12);
+  for (auto& each : three)
+    if (each.at("arm") == "joint") each["seed"] = 4;
+  CHECK(std::abs(examples::headline_of(three, "file").value().dense - 0.6) < 1e-12);
+
   // Without the dense arm those dense models that the levels come from, which had fewer epochs.
   nlohmann::json joint = nlohmann::json::array();
   for (const auto& each : rows)
