@@ -2,7 +2,10 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <strata/io/profile_file.hpp>
 
@@ -110,6 +113,51 @@ TEST_CASE("whatever the writer does not write is refused") {
   profile = sample_profile();
   profile.key.level_nnz.clear();
   CHECK_FALSE(strata::io::parse_profile(strata::io::profile_text(profile)).ok());
+}
+
+TEST_CASE("a profile of many stages comes back from its file") {
+  const test::Directory directory;
+  const std::string path = directory.file("profile.json");
+  for (const auto& [stages, levels] : {std::pair(12'800, 2), std::pair(3200, 8)}) {
+    INFO(stages << " stages of " << levels << " levels");
+    auto profile = test::flat_profile(stages, std::vector<double>(static_cast<std::size_t>(levels), 1.1e5 / 3));
+    profile.key.batch = 64;
+    REQUIRE(strata::io::write_profile(profile, path).ok());
+    CHECK((strata::io::read_profile(path).value() == profile));
+  }
+}
+
+TEST_CASE("a profile that would not come back is refused before anything is written") {
+  const test::Directory directory;
+  const std::string path = directory.file("profile.json");
+  const auto refused = [&](auto&& edit) {
+    strata::Profile profile = sample_profile();
+    edit(profile);
+    test::write(path, "old");
+    const auto status = strata::io::write_profile(profile, path);
+    if (status) return std::string("accepted");
+    CHECK(test::contents(path) == "old");
+    CHECK(status.error().where().starts_with(path + ": profile"));
+    return status.error().expected();
+  };
+  CHECK(refused([](auto&) {}) == "accepted");
+  for (const double bad : {std::numeric_limits<double>::infinity(), std::nan(""), -1.0}) {
+    const std::string times = "finite times of 0 or more and ascending quantiles";
+    CHECK(refused([&](auto& p) { p.stages[0].levels[1].stage.mean = bad; }) == times);
+    CHECK(refused([&](auto& p) { p.stages[2].levels[0].rest.deviation = bad; }) == times);
+    CHECK(refused([&](auto& p) { p.stages[1].levels[0].rest.quantiles[5] = bad; }) == times);
+  }
+  CHECK(refused([](auto& p) { p.stages[1].name = "caf\xe9"; }) == "names in UTF-8");
+  CHECK(refused([](auto& p) { p.key.architecture = "caf\xe9"; }) == "names in UTF-8");
+  CHECK(refused([](auto& p) { p.key.instruction_set = "\xff"; }) == "names in UTF-8");
+  CHECK(refused([](auto& p) { p.stages[1].name = std::string(1001, 'x'); }) == "text of at most 1000 bytes");
+  CHECK(refused([](auto& p) { p.stages[1].name = std::string(1000, 'x'); }) == "accepted");
+  CHECK(refused([](auto& p) { p.stages[1].levels.pop_back(); }) == "2 levels");
+  CHECK(refused([](auto& p) { p.stages.clear(); }) == "a list of 1 to 1000000");
+  CHECK(refused([](auto& p) { p.runs = 0; }) == "at least 1");
+  CHECK(refused([](auto& p) { p.key.threads = 0; }) == "a whole number from 1 to 1048576");
+  CHECK(refused([](auto& p) { p.key.batch = -1; }).starts_with("a whole number from 1"));
+  CHECK(refused([](auto& p) { p.key.level_nnz[0] = -1; }).starts_with("a whole number from 0"));
 }
 
 TEST_CASE("the profile beside a model is measured once and again for another session") {

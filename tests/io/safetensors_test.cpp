@@ -227,6 +227,26 @@ TEST_CASE("data that is not aligned to its elements is refused") {
   CHECK(parse(test::assembled(odd, std::string(8, '\0'))).error().where() == "a");
 }
 
+TEST_CASE("data that lies in memory off its elements is refused, empty arrays and bytes lie anywhere") {
+  const std::vector<std::pair<std::string, std::size_t>> types = {{R"("U8")", 1},  {R"("U16")", 2}, {R"("I32")", 4},
+                                                                  {R"("F32")", 4}, {R"("I64")", 8}, {R"("F64")", 8}};
+  for (const auto& [type, size] : types)
+    for (const bool empty : {false, true}) {
+      const std::string end = empty ? "0" : std::to_string(size);
+      const std::string file =
+          file_with("{\"a\":" + entry(type, empty ? "[0]" : "[1]", "[0," + end + "]") + "}", empty ? 0 : size);
+      const std::shared_ptr<std::byte[]> memory(new std::byte[file.size() + 16]);  // aligned to 16
+      for (std::size_t offset = 0; offset <= 8; ++offset) {
+        INFO(type << (empty ? ", empty" : "") << " at " << offset);
+        std::copy_n(reinterpret_cast<const std::byte*>(file.data()), file.size(), memory.get() + offset);
+        const auto result = strata::io::parse_safetensors({memory.get() + offset, file.size()}, memory);
+        REQUIRE(result.ok() == (empty || offset % size == 0));
+        if (!result) CHECK(result.error().where() == "a");
+        if (!result) CHECK(result.error().found() == std::to_string(offset % size) + " bytes beyond such an address");
+      }
+    }
+}
+
 TEST_CASE("only a reader that asks for it takes a file cut after an array") {
   const std::string header =
       "{\"a\":" + entry(R"("U8")", "[4]", "[0,4]") + ",\"b\":" + entry(R"("U8")", "[4]", "[4,8]") + "}";

@@ -366,8 +366,46 @@ TEST_CASE("both estimators find a constant slow-down and forget it") {
     slow_down.observe(ratio, 1, 1e-4);
   CHECK(slow_down.mean() == 1);
   slow_down = strata::SlowDown({.gain = 1});
-  slow_down.observe(std::numeric_limits<double>::infinity(), 1, 1e-4);
+  slow_down.observe(1e300, 1, 1e-4);
   CHECK(slow_down.mean() == strata::SlowDown::most);
+}
+
+TEST_CASE("an observation that is not finite is none: the estimate stays one") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const auto estimator : {strata::Estimator::exponential, strata::Estimator::kalman}) {
+    strata::SlowDown slow_down({.estimator = estimator});
+    for (const double bad : {std::nan(""), infinity, -infinity}) {
+      slow_down.observe(bad, 1, 1e-4);
+      slow_down.observe(2, bad, 1e-4);
+      slow_down.observe(2, 1, bad);
+    }
+    CHECK(slow_down.mean() == 1);
+    slow_down.observe(2, 0, 0);  // neither length nor noise
+    CHECK(slow_down.mean() == 1);
+    CHECK(slow_down.deviation() < 1);
+    for (int stage = 0; stage < 100; ++stage) slow_down.observe(2, 1, 1e-4);
+    CHECK(std::abs(slow_down.mean() - 2) < 0.03);
+    CHECK(std::isfinite(slow_down.deviation()));
+  }
+  strata::SlowDown wild({.estimator = strata::Estimator::kalman, .process_noise = 1e308});
+  for (int stage = 0; stage < 3; ++stage) wild.observe(2, 16, 1e-4);
+  CHECK(std::abs(wild.mean() - 2) < 1e-3);
+}
+
+TEST_CASE("a profile of stages below a nanosecond or of absurd times does not spoil the estimate") {
+  for (const double cost : {1e-200, 0.5, 1e160, 1e300}) {
+    INFO(cost);
+    strata::RouterOptions options = no_slice;
+    options.slow_down.estimator = strata::Estimator::kalman;
+    Router router(flat_profile(4, {cost, 2 * cost}), options);
+    strata::ChooseAndReroute policy;
+    const std::vector<std::vector<double>> times(4, {100, 100});
+    for (int i = 0; i < 3; ++i) request(router, policy, zero, Duration::max(), zero, times, Level{1});
+    CHECK(std::isfinite(router.slow_down().mean()));
+    CHECK(std::isfinite(router.slow_down().deviation()));
+    CHECK(router.slow_down().usual() > 0);
+    CHECK(router.start(policy, zero, Duration(1'000'000'000), zero, Level{1}) == Level{cost < 1 ? 1 : 0});
+  }
 }
 
 TEST_CASE("stages shorter than half of an average one are observed together") {
@@ -450,9 +488,35 @@ TEST_CASE("profiles that are not whole and options out of range are refused") {
   CHECK_THROWS_AS(Router(good, {.slow_down = {.lasting_gain = 1.5}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.process_noise = 0}}), strata::Error);
   CHECK_THROWS_AS(Router(good, {.slow_down = {.adaptation = 2}}), strata::Error);
+  for (const double bad : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+    CHECK_THROWS_AS(Router(good, {.slow_down = {.process_noise = bad}}), strata::Error);
+    CHECK_THROWS_AS(Router(good, {.calm = bad}), strata::Error);
+  }
   // Times of zero, as a clock without resolution gives: everything is predicted to take no time.
   Router instant(flat_profile(3, {0, 0}));
   strata::ChooseAndReroute policy;
   request(instant, policy, zero, Duration(10), zero, std::vector<std::vector<double>>(3, {1, 1}), Level{1});
   CHECK(path_of(instant) == std::vector<int>(3, 1));
+}
+
+TEST_CASE("numbers of micro-batches that are not those of the stages are refused, however large") {
+  auto profile = flat_profile(4, {1000, 2000});
+  profile.key.micro_batch = 1;
+  for (const std::int64_t batch : {1, 2, 4}) {
+    profile.key.batch = batch;
+    CHECK(Router(profile).micro_batches() == static_cast<int>(batch));
+  }
+  const std::int64_t wrap = std::int64_t{1} << 32;  // is 0 in 32 bits
+  const std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t batch :
+       {std::int64_t{3}, std::int64_t{5}, std::int64_t{8}, wrap - 1, wrap, wrap + 1, wrap + 2, 4 * wrap, most}) {
+    INFO(batch);
+    profile.key.batch = batch;
+    CHECK_THROWS_AS(Router(profile), strata::Error);
+  }
+  profile.key.batch = most;
+  profile.key.micro_batch = most;
+  CHECK(Router(profile).micro_batches() == 1);
+  profile.key.micro_batch = most - 1;
+  CHECK(Router(profile).micro_batches() == 2);
 }

@@ -1,3 +1,11 @@
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
 #include <strata/layers/parameters.hpp>
 
 #include "support/catch.hpp"
@@ -39,4 +47,73 @@ TEST_CASE("rows of a group lie by their lengths in stratum 0, then in stratum 1,
   }
   CHECK_FALSE(Matrix::try_from_dense(weights, map, 3, 0).ok());
   CHECK_FALSE(Matrix::try_from_dense(weights, map, 3, 257).ok());
+}
+
+TEST_CASE("shapes beyond the integers or the arrays are errors, and take no memory") {
+  constexpr strata::index_t most = std::numeric_limits<strata::index_t>::max();
+  const std::vector<float> values = {1};
+  const std::vector<std::uint8_t> order = {0};
+  const auto refused = [&]<class Index>(Index, strata::index_t rows, strata::index_t columns, strata::index_t width,
+                                        bool empty = true) {
+    using Matrix = strata::LeveledCsr<float, Index>;
+    const std::vector<Index> indices = {0};
+    const std::vector<Index> lengths = {1};
+    std::vector<typename Matrix::Arrays> arrays(1);
+    if (!empty) arrays[0] = {values, indices, lengths};
+    const std::vector<std::uint8_t> none;
+    const auto matrix = Matrix::from_arrays(rows, columns, width, 256, empty ? none : order, arrays);
+    return matrix ? "accepted" : matrix.error().where();
+  };
+  constexpr std::uint8_t narrow = 0;
+  constexpr std::uint32_t wide = 0;
+  constexpr std::uint64_t widest = 0;
+  const std::string shape = "level-sorted CSR";
+  constexpr strata::index_t half = strata::index_t{1} << 33;
+  CHECK(refused(wide, half, half, 4) == shape);
+  CHECK(refused(narrow, strata::index_t{1} << 56, strata::index_t{256} * 255, 255) == shape);  // blocks x rows: 2^64
+  CHECK(refused(narrow, most, most, 255) == shape);
+  CHECK(refused(narrow, 1, most, 255) == shape);
+  CHECK(refused(wide, half, half / 16, 4) == "stratum 0 lengths");
+  CHECK(refused(widest, 1, strata::index_t{1} << 62, most) == shape);
+  // Without rows or columns nothing is stored, however wide the other side is.
+  CHECK(refused(narrow, 0, strata::index_t{1} << 62, 1) == "accepted");
+  CHECK(refused(narrow, strata::index_t{1} << 62, 0, 1) == "accepted");
+  CHECK(refused(wide, 0, 0, 4'294'967'295) == "accepted");
+  // One row of one block, which is wider than the matrix or as wide as 2^32 columns.
+  CHECK(refused(wide, 1, 1, 4'294'967'295, false) == "accepted");
+  CHECK(refused(wide, 1, 4'294'967'295, 4'294'967'295, false) == "accepted");
+  CHECK(refused(widest, 1, strata::index_t{1} << 62, strata::index_t{1} << 61, false) == "stratum 0 lengths");
+  CHECK(refused(widest, 1, strata::index_t{1} << 61, strata::index_t{1} << 61, false) == "accepted");
+}
+
+TEST_CASE("a column that any lower stratum holds is refused, however many there are") {
+  using Matrix = strata::LeveledCsr<float, std::uint8_t>;
+  const std::vector<float> values(3, 1.0F);
+  const std::vector<std::uint8_t> order = {0};
+  std::mt19937 random(3);
+  int accepted = 0;
+  for (int trial = 0; trial < 2000; ++trial) {
+    const std::size_t strata = 1 + random() % 4;
+    const std::size_t width = 6 + random() % 20;
+    std::vector<std::vector<std::uint8_t>> indices(strata);
+    std::vector<std::vector<std::uint8_t>> lengths(strata);
+    std::vector<int> taken(256, 0);
+    bool good = true;
+    std::vector<Matrix::Arrays> arrays;
+    for (std::size_t s = 0; s < strata; ++s) {
+      const std::size_t count = random() % 4;
+      for (std::size_t k = 0; k < count; ++k) indices[s].push_back(static_cast<std::uint8_t>(random() % (width + 1)));
+      if (trial % 8 != 0) std::sort(indices[s].begin(), indices[s].end());
+      for (std::size_t k = 0; k < count; ++k) {
+        const std::uint8_t column = indices[s][k];
+        good = good && column < width && (k == 0 || column > indices[s][k - 1]) && taken[column]++ == 0;
+      }
+      lengths[s] = {static_cast<std::uint8_t>(count)};
+      arrays.push_back({std::span<const float>(values).first(count), indices[s], lengths[s]});
+    }
+    INFO(trial);
+    REQUIRE(Matrix::from_arrays(1, static_cast<strata::index_t>(width), 255, 64, order, arrays).ok() == good);
+    accepted += good ? 1 : 0;
+  }
+  CHECK(accepted > 100);
 }

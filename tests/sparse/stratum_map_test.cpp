@@ -1,5 +1,7 @@
 #include <cstdint>
+#include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <strata/sparse/stratum_map.hpp>
@@ -67,4 +69,28 @@ TEST_CASE("maps that are not nested or do not fit are refused") {
   CHECK_FALSE(StratumMap::from_strata(1, 2, 256, {0, 0}).ok());
   CHECK_FALSE(StratumMap::from_strata(1, 3, 1, {0, 0}).ok());
   CHECK_FALSE(StratumMap::from_strata(-1, -2, 1, {0, 0}).ok());
+}
+
+TEST_CASE("maps whose size is negative or beyond the integers are errors and take no memory") {
+  constexpr strata::index_t half = strata::index_t{1} << 32;  // half x half is 2^64
+  const std::vector<Mask> one = {{1}};
+  const std::vector<Mask> none = {{}};
+  for (const auto& [rows, columns] : {std::pair<strata::index_t, strata::index_t>{-1, 1},
+                                      {1, -1},
+                                      {-1, -1},
+                                      {half, half},
+                                      {half + 1, half - 1},
+                                      {half, half / 2},
+                                      {0, 5},
+                                      {1, std::numeric_limits<strata::index_t>::max()}}) {
+    INFO(rows << " x " << columns);
+    CHECK(StratumMap::from_masks(rows, columns, one).error().where() == "mask of level 0");
+    CHECK(StratumMap::from_strata(rows, columns, 1, {0}).error().where() == "stratum map");
+    const bool empty = rows == 0 || columns == 0;
+    CHECK(StratumMap::from_masks(rows, columns, none).ok() == empty);
+    CHECK(StratumMap::from_strata(rows, columns, 1, {}).ok() == empty);
+  }
+  CHECK(StratumMap::from_masks(1, 1, std::vector<Mask>(255, Mask{1})).ok());
+  CHECK(StratumMap::from_masks(1, 1, std::vector<Mask>(256, Mask{1})).error().found() == "256 levels");
+  CHECK(StratumMap::from_masks(-1, 1, std::vector<Mask>{}).error().found() == "0 levels");
 }

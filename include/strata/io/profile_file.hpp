@@ -25,7 +25,9 @@ namespace io {
 inline constexpr std::string_view profile_format = "strata.profile";
 inline constexpr int profile_version = 2;
 /// No profile is longer; a longer file is refused before it is parsed.
-inline constexpr std::size_t max_profile_bytes = 16'000'000;
+inline constexpr std::size_t max_profile_bytes = 100'000'000;
+/// Most stages of a profile: those of all micro-batches.
+inline constexpr std::size_t max_profile_stages = 1'000'000;
 
 namespace detail {
 
@@ -214,7 +216,7 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
   profile.key.instruction_set = reader.text(members[8], "profile: instruction_set");
   profile.runs = reader.whole(members[9], "profile: runs", 1, most);
   const std::size_t levels = profile.key.level_nnz.size();
-  for (const JsonValue& entry : reader.elements(members[11], "profile: stages", 1, 10'000)) {
+  for (const JsonValue& entry : reader.elements(members[11], "profile: stages", 1, max_profile_stages)) {
     const std::string place = "profile: stage " + std::to_string(profile.stages.size());
     const auto parts = reader.members(entry, place, detail::stage_members);
     if (reader.error()) break;
@@ -232,9 +234,21 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
   return profile;
 }
 
-/// Writes `profile` to `path`, whole or not at all. Error: writing that fails.
+/// Writes `profile` to `path`, whole or not at all. Errors name the file: a profile that is not whole (`check_profile`)
+/// or would not come back as it is, such as one with names that are not UTF-8, before anything is written; writing that
+/// fails.
 [[nodiscard]] inline Status write_profile(const Profile& profile, const std::string& path) {
+  std::vector<std::string> names;
+  for (const Profile::Stage& stage : profile.stages) names.push_back(stage.name);
+  if (const Status whole = check_profile(profile, profile.key, names); !whole) return whole.error().within(path);
+  names.push_back(profile.key.architecture);
+  names.push_back(profile.key.instruction_set);
+  for (const std::string& name : names)
+    if (!detail::is_utf8(name)) return Error({path, ": profile"}, {"names in UTF-8"}, {"\"", name, "\""});
   const std::string text = profile_text(profile);
+  const Result<Profile> again = parse_profile(text);
+  if (!again) return again.error().within(path);
+  if (!(again.value() == profile)) return Error(path, "a profile that comes back as it is", "another");
   return write_atomically(path, {std::as_bytes(std::span(text))});
 }
 

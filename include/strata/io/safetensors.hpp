@@ -29,6 +29,8 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 inline constexpr std::uint64_t max_header_bytes = 100'000'000;
 /// Every array starts at a multiple of this in files that we write.
 inline constexpr std::uint64_t file_alignment = 64;
+/// Most extents that an array's shape has.
+inline constexpr std::size_t max_extents = 16;
 /// Arrays of that name only fill the gaps between aligned arrays; they are not part of the archive.
 inline constexpr std::string_view padding_prefix = "__padding__.";
 
@@ -47,6 +49,19 @@ namespace detail {
        {DataType::u8, DataType::u16, DataType::u32, DataType::i32, DataType::i64, DataType::f32, DataType::f64})
     if (name == name_of(type)) return type;
   return std::nullopt;
+}
+
+/// Bytes of an array of that shape; none if an extent is negative, or if it or the first few together go beyond 2^62.
+[[nodiscard]] STRATA_COLD inline std::optional<std::uint64_t> array_bytes(DataType type,
+                                                                          std::span<const index_t> shape) {
+  constexpr std::uint64_t most = std::uint64_t{1} << 62;
+  auto bytes = static_cast<std::uint64_t>(size_of(type));
+  for (const index_t extent : shape) {
+    const auto count = static_cast<std::uint64_t>(extent);  // above `most` if negative
+    if (count > most || (count != 0 && bytes > most / count)) return std::nullopt;
+    bytes *= count;
+  }
+  return bytes;
 }
 
 struct Entry {
@@ -76,25 +91,23 @@ struct Entry {
   const auto type = data_type_named(*type_name);
   if (!type) return Error(name, "a dtype of U8, U16, U32, I32, I64, F32, F64", *type_name);
   entry.view.type = *type;
-  const auto extents = shape->elements(16);
-  if (!extents) return Error(name, "a shape of at most 16 extents", "something else");
-  std::uint64_t bytes = static_cast<std::uint64_t>(size_of(*type));
-  constexpr std::uint64_t most = std::uint64_t{1} << 62;
+  const auto extents = shape->elements(max_extents);
+  if (!extents) return Error({name}, {"a shape of at most ", max_extents, " extents"}, {"something else"});
   for (const JsonValue& extent : *extents) {
     const std::optional<std::uint64_t> count = extent.whole();
     if (!count) return Error(name, "extents that are whole numbers of 0 or more", found(extent));
-    if (*count > most || (*count != 0 && bytes > most / *count)) return Error(name, "a shape below 2^62 bytes", "more");
-    bytes *= *count;
-    entry.view.shape.push_back(static_cast<index_t>(*count));
+    entry.view.shape.push_back(static_cast<index_t>(*count));  // negative if too large
   }
+  const std::optional<std::uint64_t> bytes = array_bytes(*type, entry.view.shape);
+  if (!bytes) return Error(name, "a shape below 2^62 bytes", "more");
   const auto ends = offsets->elements(2);
   const std::optional<std::uint64_t> begin = ends && ends->size() == 2 ? ends->front().whole() : std::nullopt;
   const std::optional<std::uint64_t> end = begin ? ends->back().whole() : std::nullopt;
   if (!end) return Error(name, "two data_offsets of 0 or more", found(*offsets));
   entry.begin = *begin;
   entry.end = *end;
-  if (entry.end < entry.begin || entry.end - entry.begin != bytes)
-    return Error({name}, {bytes, " bytes for its shape and dtype"}, {"offsets ", entry.begin, " to ", entry.end});
+  if (entry.end < entry.begin || entry.end - entry.begin != *bytes)
+    return Error({name}, {*bytes, " bytes for its shape and dtype"}, {"offsets ", entry.begin, " to ", entry.end});
   return entry;
 }
 
@@ -125,9 +138,10 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
 
 }  // namespace detail
 
-/// Views the arrays of a file that lies in memory, which `owner` keeps alive. With `allow_prefix` the file may end
-/// early, after any array; arrays beyond its end are left out. Errors: anything the format forbids, dtypes without a
-/// stored form here, arrays that are not aligned to their elements.
+/// Views the arrays of a file that lies in memory, which `owner` keeps alive. The memory has to be aligned to 8 bytes,
+/// as that of a mapped file is. With `allow_prefix` the file may end early, after any array; arrays beyond its end are
+/// left out. Errors: anything the format forbids, dtypes without a stored form here, arrays that are not aligned to
+/// their elements in the file or in memory.
 [[nodiscard]] STRATA_COLD inline Result<SafetensorsContents> parse_safetensors(std::span<const std::byte> file,
                                                                                std::shared_ptr<const void> owner,
                                                                                bool allow_prefix = false) {
@@ -169,16 +183,21 @@ inline void append_metadata(std::string& header, const std::map<std::string, std
   const std::uint64_t available = file.size() - contents.data_start;
   std::uint64_t next = 0;
   bool ends_between_arrays = available == 0;
-  for (detail::Entry* const place : order) {
-    detail::Entry& entry = *place;
+  for (detail::Entry* const ordered : order) {
+    detail::Entry& entry = *ordered;
     if (entry.begin != next)
       return Error({entry.view.name}, {"data from byte ", next, ", without holes or overlap"},
                    {"from byte ", entry.begin});
     next = entry.end;
     ends_between_arrays = ends_between_arrays || entry.end == available;
     if (entry.end > available) continue;
-    if ((contents.data_start + entry.begin) % static_cast<std::uint64_t>(size_of(entry.view.type)) != 0)
-      return Error({entry.view.name}, {"data aligned to its elements"}, {"byte ", contents.data_start + entry.begin});
+    const std::uint64_t place = contents.data_start + entry.begin;
+    const auto element = static_cast<std::uint64_t>(size_of(entry.view.type));
+    if (place % element != 0) return Error({entry.view.name}, {"data aligned to its elements"}, {"byte ", place});
+    if (const std::uint64_t beyond = (reinterpret_cast<std::uintptr_t>(file.data()) + place) % element;
+        beyond != 0 && entry.begin != entry.end)
+      return Error({entry.view.name}, {"memory aligned to its elements of ", element, " bytes"},
+                   {beyond, " bytes beyond such an address"});
     if (entry.view.name.starts_with(padding_prefix)) continue;
     entry.view.bytes = file.subspan(static_cast<std::size_t>(contents.data_start + entry.begin),
                                     static_cast<std::size_t>(entry.end - entry.begin));

@@ -82,7 +82,7 @@ struct ProfileKey {
 
   /// Parts in which a batch passes the network, one after the other; the last one may be smaller.
   [[nodiscard]] std::int64_t micro_batches() const noexcept {
-    return micro_batch < 1 || batch < 1 ? 1 : ceil_div(batch, micro_batch);
+    return micro_batch < 1 || batch < 1 ? 1 : (batch - 1) / micro_batch + 1;
   }
 
   friend bool operator==(const ProfileKey&, const ProfileKey&) = default;
@@ -181,7 +181,7 @@ using StageSamples = std::vector<std::vector<std::vector<double>>>;
 
 /// Times of `options.runs` runs of every level, in turns, on input of fixed pseudo-random numbers. Do it with nothing
 /// else running and with the priority and cores that the program will have. Raises: fewer than 1 run, levels whose
-/// memory was given back. The session's input buffer is overwritten.
+/// memory was given back, before or meanwhile. The session's input buffer is overwritten.
 template <class Session>
 [[nodiscard]] StageSamples sample_stages(Session& session, const ProfileOptions& options = {}) {
   if (options.runs < 1) raise(Error("profile: runs", "at least 1", options.runs));
@@ -202,6 +202,8 @@ template <class Session>
     for (int level = 0; level < levels; ++level) {
       if (options.pause > Duration::zero()) std::this_thread::sleep_for(options.pause);
       session.forward_timed(Level{level}, options.clock, starts);
+      if (session.level() != Level{level})
+        raise(Error({"profile"}, {"all ", levels, " levels in memory until the end"}, {session.level().index + 1}));
       if (run < 0) continue;
       std::vector<double> times(stages);
       for (std::size_t s = 0; s < stages; ++s)

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -114,15 +115,16 @@ concept RoutingPolicy = requires(P& policy, const RoutePoint& point) {
 /// simulation runs the same code. Everything but construction is noexcept and allocates nothing.
 class Router {
  public:
-  /// Raises: a profile without stages or levels, with times that are none; options outside their range.
+  /// A stage whose median is below a nanosecond counts as one that takes no time. Raises: a profile without stages or
+  /// levels, with times that are none, or whose stages are not those of its micro-batches; options outside their range
+  /// or not finite.
   explicit Router(const Profile& profile, const RouterOptions& options = {})
       : options_(options),
         levels_(static_cast<int>(profile.key.level_nnz.size())),
         stages_(static_cast<int>(profile.stages.size())),
-        micro_batches_(static_cast<int>(profile.key.micro_batches())),
         slow_down_(options.slow_down) {
     const auto require = [](bool good, const char* option, const char* expected, double found) {
-      if (!good) raise(Error({"router: ", option}, {expected}, {found}));
+      if (!good || !std::isfinite(found)) raise(Error({"router: ", option}, {expected}, {found}));
     };
     const SlowDownOptions& slow = options.slow_down;
     require(options.confidence > 0 && options.confidence < 1, "confidence", "above 0 and below 1", options.confidence);
@@ -133,19 +135,21 @@ class Router {
             static_cast<double>(options.patience.count()));
     require(options.patience_reserve >= Duration::zero(), "patience_reserve", "0 or more",
             static_cast<double>(options.patience_reserve.count()));
-    require(options.calm >= 0, "calm", "0 or more", options.calm);
+    require(options.calm >= 0, "calm", "0 or more and finite", options.calm);
     require(options.guard >= Duration::zero(), "guard", "0 or more", static_cast<double>(options.guard.count()));
     require(options.guard_share >= 0 && options.guard_share <= 1, "guard_share", "0 to 1", options.guard_share);
     require(slow.gain > 0 && slow.gain <= 1, "slow_down.gain", "above 0, at most 1", slow.gain);
     require(slow.lasting_gain >= 0 && slow.lasting_gain <= 1, "slow_down.lasting_gain", "0 to 1", slow.lasting_gain);
-    require(slow.process_noise > 0, "slow_down.process_noise", "above 0", slow.process_noise);
+    require(slow.process_noise > 0, "slow_down.process_noise", "above 0 and finite", slow.process_noise);
     require(slow.adaptation >= 0 && slow.adaptation <= 1, "slow_down.adaptation", "0 to 1", slow.adaptation);
     if (stages_ == 0 || levels_ == 0) raise(Error("profile", "stages and levels", "none"));
     std::vector<std::string> names;
     for (const auto& stage : profile.stages) names.push_back(stage.name);
     (void)check_profile(profile, profile.key, names).value();
-    if (stages_ % micro_batches_ != 0)
-      raise(Error({"profile: stages"}, {"a multiple of the ", micro_batches_, " micro-batches"}, {stages_}));
+    const std::int64_t parts = profile.key.micro_batches();
+    if (parts < 1 || parts > stages_ || stages_ % parts != 0)
+      raise(Error({"profile: stages"}, {"a multiple of the ", parts, " micro-batches"}, {stages_}));
+    micro_batches_ = static_cast<int>(parts);
 
     normal_quantile_ = std::max(0.0, normal_quantile(options.confidence));
     for (const auto& stage : profile.stages)
@@ -155,7 +159,7 @@ class Router {
         Entry entry;
         entry.rest = times.rest.median();
         entry.spread = std::max(0.0, times.rest.quantile(options.confidence) - entry.rest);
-        entry.stage = times.stage.median();
+        entry.stage = times.stage.median() < 1 ? 0 : times.stage.median();
         entry.length = average > 0 ? std::min(entry.stage / average, 16.0) : 1;
         const double unit = std::max(average, static_cast<double>(options.slice.count()));
         entry.weight = unit > 0 ? std::min(entry.stage / unit, 16.0) : 1;
@@ -333,7 +337,7 @@ class Router {
   RouterOptions options_;
   int levels_;
   int stages_;
-  int micro_batches_;
+  int micro_batches_ = 1;
   SlowDown slow_down_;
   double normal_quantile_ = 0;
   /// Stages of this run that the slow-down has not been told about.

@@ -54,9 +54,12 @@ class SlowDown {
 
   /// A stage took `ratio` times its median. `length` is its undisturbed time in the router's unit: the exponentially
   /// weighted mean keeps (1 - gain)^length of the old value; `noise` the variance of the ratio when nothing disturbs. A
-  /// ratio that is not above zero (the clock stood still or went back) tells nothing.
+  /// ratio that is not above zero (the clock stood still or went back) tells nothing, nor does anything that is not
+  /// finite.
   void observe(double ratio, double length, double noise) noexcept {
-    if (!(ratio > 0)) return;
+    if (!(ratio > 0 && length >= 0 && noise >= 0 && std::isfinite(ratio) && std::isfinite(length) &&
+          std::isfinite(noise)))
+      return;
     ratio = ratio < least ? least : (ratio > most ? most : ratio);
     const double lasting_gain = 1 - std::pow(1 - options_.lasting_gain, length);
     lasting_ += lasting_gain * (ratio - lasting_);
@@ -68,8 +71,9 @@ class SlowDown {
       variance_ = retained * (variance_ + (1 - retained) * innovation * innovation);
       return;
     }
-    const double predicted = variance_ + process_noise_ * length;
-    const double gain = predicted / (predicted + noise);
+    // No ratio varies by more; and 0/0 and infinities would stay.
+    const double predicted = std::min(variance_ + process_noise_ * length, most * most);
+    const double gain = predicted > 0 ? predicted / (predicted + noise) : 0;
     const double step = gain * innovation;
     mean_ += step;
     variance_ = (1 - gain) * predicted;

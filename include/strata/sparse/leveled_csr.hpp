@@ -51,7 +51,7 @@ struct StratumSizes {
   if (order.size() != static_cast<std::size_t>(blocks * rows))
     return Error({"order"}, {blocks * rows, " entries"}, {order.size()});
   std::array<bool, 256> taken{};  // as many rows as a byte numbers
-  for (index_t block = 0; block < blocks; ++block)
+  for (index_t block = 0; rows > 0 && block < blocks; ++block)
     for (index_t first = 0; first < rows; first += row_group) {
       const index_t count = rows - first < row_group ? rows - first : row_group;
       taken.fill(false);
@@ -103,9 +103,10 @@ class LeveledCsr {
   /// Rows of a group are numbered in a byte.
   static constexpr index_t max_row_group = 256;
   /// Widest block whose indices and row lengths both fit `Index`.
-  static constexpr index_t max_block_columns = std::numeric_limits<Index>::max() < std::numeric_limits<index_t>::max()
-                                                   ? static_cast<index_t>(std::numeric_limits<Index>::max())
-                                                   : std::numeric_limits<index_t>::max();
+  static constexpr index_t max_block_columns =
+      std::numeric_limits<Index>::max() < std::numeric_limits<index_t>::max() / 2
+          ? static_cast<index_t>(std::numeric_limits<Index>::max())
+          : std::numeric_limits<index_t>::max() / 2;  // a sum with the columns is no overflow
 
   /// 0 x 0, one level.
   LeveledCsr() { strata_.resize(1); }
@@ -163,8 +164,9 @@ class LeveledCsr {
   }
 
   /// Views the stored arrays of every stratum and the [blocks][rows] `order`, which `owner` keeps alive. The arrays are
-  /// checked whole: lengths that do not add up, columns outside their block, not ascending, or already in a lower
-  /// stratum, and an order that lists a row of a group twice are errors.
+  /// checked whole: a shape beyond the integers or that the arrays do not have, lengths that do not add up, columns
+  /// outside their block, not ascending, or already in a lower stratum, and an order that lists a row of a group twice
+  /// are errors. Memory is taken for what the arrays hold, not for the shape that they are said to have.
   [[nodiscard]] STRATA_COLD static Result<LeveledCsr> from_arrays(index_t rows, index_t columns, index_t block_columns,
                                                                   index_t row_group,
                                                                   std::span<const std::uint8_t> order,
@@ -277,6 +279,9 @@ class LeveledCsr {
   [[nodiscard]] STRATA_COLD static Status check_shape(index_t rows, index_t columns, index_t block_columns,
                                                       index_t row_group) {
     if (rows < 0 || columns < 0) return Error({"level-sorted CSR"}, {"a shape of 0 or more"}, {rows, " x ", columns});
+    constexpr index_t most = index_t{1} << (std::numeric_limits<index_t>::digits - 1);
+    if (rows > most || columns > most || (rows > 0 && columns > most / rows))
+      return Error({"level-sorted CSR"}, {"a shape of at most ", most, " weights"}, {rows, " x ", columns});
     if (block_columns < 1 || block_columns > max_block_columns)
       return Error({"level-sorted CSR"}, {"1 to ", max_block_columns, " columns a block"}, {block_columns});
     if (row_group < 1 || row_group > max_row_group)
@@ -326,14 +331,18 @@ class LeveledCsr {
   /// Views `arrays` and derives the row-group offsets. Errors: sizes that do not fit together.
   [[nodiscard]] STRATA_COLD Status adopt(std::span<const Arrays> arrays) {
     const auto segments = static_cast<std::size_t>(blocks() * rows_);
+    const auto sizes_of = [&](std::size_t s) {
+      return detail::StratumSizes{s, arrays[s].values.size(), arrays[s].indices.size(), arrays[s].lengths.size()};
+    };
+    for (std::size_t s = 0; s < arrays.size(); ++s)  // before memory is taken for the shape
+      if (!sizes_of(s).fit(segments)) return sizes_of(s).error(segments);
     auto offsets = std::make_shared<std::vector<std::uint32_t>>();
     const auto groups = static_cast<std::size_t>(blocks() * row_groups());
     offsets->reserve(arrays.size() * groups);
     for (std::size_t s = 0; s < arrays.size(); ++s) {
-      const detail::StratumSizes sizes{s, arrays[s].values.size(), arrays[s].indices.size(), arrays[s].lengths.size()};
-      if (!sizes.fit(segments)) return sizes.error(segments);
+      const detail::StratumSizes sizes = sizes_of(s);
       std::uint64_t sum = 0;
-      for (index_t block = 0; block < blocks(); ++block)
+      for (index_t block = 0; rows_ > 0 && block < blocks(); ++block)
         for (index_t row = 0; row < rows_; ++row) {
           if (row % row_group_ == 0) offsets->push_back(static_cast<std::uint32_t>(sum));
           sum += arrays[s].lengths[static_cast<std::size_t>(block * rows_ + row)];
@@ -358,20 +367,36 @@ class LeveledCsr {
     return {place, {"columns that no lower stratum holds"}, {"column ", block * block_columns_ + column, " again"}};
   }
 
+  /// Whether a stratum below `stratum` holds the column `index` in `segment`, whose end `next` says for each of them.
+  [[nodiscard]] STRATA_COLD bool held_below(std::size_t stratum, std::size_t segment, Index index,
+                                            std::span<const std::size_t> next) const {
+    for (std::size_t s = 0; s < stratum; ++s) {
+      const std::size_t length = strata_[s].lengths[segment];
+      const std::span<const Index> run = strata_[s].indices.subspan(next[s] - length, length);
+      if (std::binary_search(run.begin(), run.end(), index)) return true;
+    }
+    return false;
+  }
+
   [[nodiscard]] Status check_columns() const {
     std::vector<std::size_t> next(strata_.size(), 0);
-    std::vector<index_t> taken(static_cast<std::size_t>(block_columns_), -1);  // last segment that used the column
-    for (index_t block = 0; block < blocks(); ++block)
+    // Last segment that used the column, for the first ones of a block: a wide one may have more than fit the memory.
+    const index_t tabled = std::min({block_columns_, columns_, index_t{1} << 16});
+    std::vector<index_t> taken(static_cast<std::size_t>(tabled), -1);
+    for (index_t block = 0; rows_ > 0 && block < blocks(); ++block)
       for (index_t position = 0; position < rows_; ++position) {
         const index_t segment = block * rows_ + position;
         for (std::size_t s = 0; s < strata_.size(); ++s) {
           index_t previous = -1;
           for (Index k = 0; k < strata_[s].lengths[static_cast<std::size_t>(segment)]; ++k, ++next[s]) {
-            const auto column = static_cast<index_t>(strata_[s].indices[next[s]]);
-            const bool twice = column < block_width(block) && taken[static_cast<std::size_t>(column)] == segment;
-            if (column >= block_width(block) || column <= previous || twice)
+            const Index index = strata_[s].indices[next[s]];
+            const auto column = static_cast<index_t>(index);
+            if (column >= block_width(block) || column <= previous)
               return column_error(s, row_at(block, position), block, column, previous);
-            taken[static_cast<std::size_t>(column)] = segment;
+            if (column < tabled ? taken[static_cast<std::size_t>(column)] == segment
+                                : held_below(s, static_cast<std::size_t>(segment), index, next))
+              return column_error(s, row_at(block, position), block, column, previous);
+            if (column < tabled) taken[static_cast<std::size_t>(column)] = segment;
             previous = column;
           }
         }

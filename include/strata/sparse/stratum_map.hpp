@@ -30,7 +30,7 @@ class StratumMap {
   [[nodiscard]] static Result<StratumMap> from_strata(index_t rows, index_t columns, int levels,
                                                       std::vector<std::uint8_t> strata) {
     if (levels < 1 || levels > max_levels) return Error({"stratum map"}, {"1 to 255 levels"}, {levels, " levels"});
-    if (rows < 0 || columns < 0 || static_cast<index_t>(strata.size()) != rows * columns)
+    if (!has_size(rows, columns, strata.size()))
       return Error({"stratum map"}, {rows, " x ", columns, " weights"}, {strata.size(), " entries"});
     for (std::size_t i = 0; i < strata.size(); ++i)
       if (strata[i] != absent && strata[i] >= levels)
@@ -43,14 +43,17 @@ class StratumMap {
     return map;
   }
 
-  /// From one mask per level (non-zero: kept), sparsest first. Errors: masks of the wrong length, and a weight that a
-  /// level keeps but the next drops (levels that are not nested).
+  /// From one mask per level (non-zero: kept), sparsest first. Errors: not 1 .. 255 masks, masks of the wrong length,
+  /// and a weight that a level keeps but the next drops (levels that are not nested).
   [[nodiscard]] static Result<StratumMap> from_masks(index_t rows, index_t columns,
                                                      std::span<const std::vector<std::uint8_t>> masks) {
-    std::vector<std::uint8_t> strata(static_cast<std::size_t>(rows * columns), absent);
+    if (masks.empty() || masks.size() > static_cast<std::size_t>(max_levels))
+      return Error({"stratum map"}, {"1 to 255 levels"}, {masks.size(), " levels"});
+    for (std::size_t level = 0; level < masks.size(); ++level)
+      if (!has_size(rows, columns, masks[level].size()))
+        return Error({"mask of level ", level}, {rows, " x ", columns, " entries"}, {masks[level].size()});
+    std::vector<std::uint8_t> strata(masks.front().size(), absent);
     for (std::size_t level = 0; level < masks.size(); ++level) {
-      if (masks[level].size() != strata.size())
-        return Error({"mask of level ", level}, {strata.size(), " entries"}, {masks[level].size()});
       for (std::size_t i = 0; i < strata.size(); ++i) {
         if (masks[level][i] != 0) {
           if (strata[i] == absent) strata[i] = static_cast<std::uint8_t>(level);
@@ -82,6 +85,14 @@ class StratumMap {
   }
 
  private:
+  /// Whether rows x columns are `size`, however large the factors.
+  [[nodiscard]] static bool has_size(index_t rows, index_t columns, std::size_t size) noexcept {
+    if (rows < 0 || columns < 0) return false;
+    if (rows == 0 || columns == 0) return size == 0;
+    const auto height = static_cast<std::size_t>(rows);
+    return size % height == 0 && size / height == static_cast<std::size_t>(columns);
+  }
+
   index_t rows_ = 0;
   index_t columns_ = 0;
   int levels_ = 1;
