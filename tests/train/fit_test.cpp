@@ -39,6 +39,68 @@ train::Dataset stripes(index_t count) {
   return data;
 }
 
+/// A first layer that is not pruned, but counted.
+template <class Family>
+struct WholeStemNet {
+  struct Config {
+    template <class V>
+    void visit(V&&) {}
+  };
+  static constexpr std::string_view architecture = "whole stem";
+
+  explicit WholeStemNet(const Config&) {}
+  [[nodiscard]] static Config config() { return {}; }
+
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    return fc(context, average(context, conv(context, stem(context, x))));
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("stem", stem);
+    v("conv", conv);
+    v("fc", fc);
+  }
+
+  typename Family::Conv2d stem{strata::Conv2dOptions{.in_channels = 1,
+                                                     .out_channels = 8,
+                                                     .padding = 1,
+                                                     .norm = false,
+                                                     .activation = strata::Activation::relu,
+                                                     .levelled = false}};
+  typename Family::Conv2d conv{strata::Conv2dOptions{.in_channels = 8, .out_channels = 8, .padding = 1, .norm = false}};
+  typename Family::GlobalAvgPool2d average;
+  typename Family::Linear fc{strata::LinearOptions{.in_features = 8, .out_features = 5}};
+};
+
+/// A normalised layer behind dropout.
+template <class Family>
+struct DropoutBeforeNorm {
+  struct Config {
+    template <class V>
+    void visit(V&&) {}
+  };
+  static constexpr std::string_view architecture = "dropout before norm";
+
+  explicit DropoutBeforeNorm(const Config&) {}
+  [[nodiscard]] static Config config() { return {}; }
+
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    return second(context, dropout(context, first(context, flatten(context, x))));
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("first", first);
+    v("second", second, "norm");
+  }
+
+  typename Family::Flatten flatten;
+  typename Family::Linear first{
+      strata::LinearOptions{.in_features = 81, .out_features = 16, .activation = strata::Activation::relu}};
+  typename Family::Dropout dropout{0.5};
+  typename Family::Linear second{
+      strata::LinearOptions{.in_features = 16, .out_features = 5, .bias = false, .norm = true}};
+};
+
 train::Recipe small_recipe(train::Arm arm) {
   train::Recipe recipe;
   recipe.levels = {{0.25, 0.25}, {0.5, 0.5}};
@@ -252,6 +314,120 @@ TEST_CASE("a checkpoint of another run is refused and changes nothing") {
   CHECK(bits_of(third) == third_before);
   CHECK(damaged.steps_done() == 0);
   CHECK(bits_of(second) == before);
+  // The optimiser too goes on as if nothing had been tried.
+  Net fourth({.width = 24});
+  Trainer tried(fourth, task, small_recipe(train::Arm::joint), executor);
+  for (int i = 0; i < 5; ++i) tried.step();
+  CHECK_FALSE(tried.restore(broken).ok());
+  tried.step();
+  trainer.step();
+  CHECK(bits_of(fourth) == bits_of(network));
+}
+
+TEST_CASE("other means and deviations of the pixels are other data") {
+  const train::Dataset data = stripes(64);
+  train::Dataset other = data;
+  other.mean = 0;
+  CHECK(Task(data).fingerprint() != Task(other).fingerprint());
+  other.normalise();
+  train::Dataset same = other;
+  same.normalise();
+  CHECK(Task(same).fingerprint() == Task(other).fingerprint());
+}
+
+TEST_CASE("the bottom-up arm goes on with a layer that is not pruned as from every moment before") {
+  const train::Dataset data = stripes(96);
+  strata::SerialExecutor executor;
+  train::Classification<float> task(data);
+  using UnprunedNet = WholeStemNet<train::Training<float>>;
+  using UnprunedTrainer = train::Trainer<UnprunedNet, Task>;
+  train::Recipe recipe = small_recipe(train::Arm::freeze_and_grow);
+  recipe.levels = {{0.4, 0.5}, {0.6, 0.7}};
+  recipe.floors = {};
+  const auto learnt = [](UnprunedNet& network) {
+    std::vector<float> bits;
+    for (const auto* parameter : train::parameters<float>(network)) {
+      bits.insert(bits.end(), parameter->value.begin(), parameter->value.end());
+      for (const std::uint8_t stratum : parameter->strata) bits.push_back(stratum);
+    }
+    return bits;
+  };
+  UnprunedNet whole({});
+  train::initialise(whole, 3);
+  UnprunedTrainer trainer(whole, task, recipe, executor);
+  std::vector<strata::Archive> states;
+  while (!trainer.done()) {
+    states.push_back(trainer.state());
+    trainer.step();
+  }
+  const auto counts = train::count_layers<float>(whole, 2);
+  CHECK(counts[0].nnz == std::vector<std::int64_t>{72, 72});
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    INFO("step " << s);
+    UnprunedNet network({});
+    UnprunedTrainer again(network, task, recipe, executor);
+    REQUIRE(again.restore(states[s]).ok());
+    while (!again.done()) again.step();
+    CHECK(learnt(network) == learnt(whole));
+  }
+}
+
+TEST_CASE("a network that has levels teaches others with its fullest one, and forgets them when it trains densely") {
+  const train::Dataset data = stripes(320);
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.levels = {{0.06, 0.08}, {0.6, 0.6}};
+  recipe.floors = {};
+  recipe.dense_epochs = 6;
+  Net network({.width = 24});
+  train::initialise(network, 3);
+  (void)train::fit(network, task, recipe, executor);
+  train::Context<float> context(executor);
+  const double fullest = train::accuracy(network, context, data, Level{1});
+  REQUIRE(fullest > train::accuracy(network, context, data, Level{0}));
+
+  train::Recipe more = recipe;
+  more.dense_epochs = 0;
+  more.levels = {{0.06, 0.08}, {0.3, 0.3}, {0.6, 0.6}};
+  Net again = network;
+  const auto report = train::fit(again, task, more, executor);
+  REQUIRE(report.dense);
+  CHECK(train::accuracy(*report.dense, context, data, Level{0}) == fullest);
+  CHECK(Net(*report.dense).conv.norms().size() == 1);
+
+  train::Recipe dense;
+  dense.batch = 32;
+  dense.dense_epochs = 1;
+  (void)train::fit(network, task, dense, executor);
+  CHECK(network.conv.weight().strata.empty());
+  CHECK((network.conv.weight().value != 0).all());
+}
+
+TEST_CASE("statistics are recalibrated without dropout") {
+  const train::Dataset data = stripes(64);
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe;
+  recipe.batch = 64;
+  recipe.dense_epochs = 1;
+  recipe.recalibration_batches = 1;
+  using DropoutNet = DropoutBeforeNorm<train::Training<float>>;
+  DropoutNet network({});
+  train::initialise(network, 3);
+  (void)train::fit(network, task, recipe, executor);
+  // What it was recalibrated on, in one batch: inputs of the second layer as they are when the network is used.
+  const auto stored = network.second.norms().front().running_mean;
+  DropoutNet without = network;
+  train::Context<float> context(executor);
+  context.dropout_factors = {0};
+  context.norm_momentum = 1;
+  std::vector<std::uint32_t> all(64);
+  for (std::uint32_t i = 0; i < 64; ++i) all[i] = i;
+  task.load(all, 1);
+  context.begin(Level{0});
+  (void)task.run(without, context);
+  CHECK((without.second.norms().front().running_mean - stored).abs().maxCoeff() < 1e-5F);
 }
 
 TEST_CASE("a run goes on from another run's dense model to the bits that it reaches from the start") {
@@ -448,6 +624,7 @@ TEST_CASE("recipes that cannot work are refused before any work") {
   CHECK(with([](auto& r) { r.dropout_factors = {0.5, NAN}; }) == "recipe.dropout_factors.1");
   CHECK(with([](auto& r) { r.momentum = 1; }) == "recipe.momentum");
   CHECK(with([](auto& r) { r.floors = {{"conv9.weight", 0.1}}; }) == "recipe.floors");
+  CHECK(with([](auto& r) { r.floors = {{"fc.bias", 0.1}}; }) == "recipe.floors");
   CHECK(with([](auto& r) { r.floor = 0.3; }) == "budget of level 0");
   CHECK(with([](auto& r) { r.levels = {{0.5, 0.5}, {0.4, 0.6}}; }) == "budget of level 1");
   CHECK(with([](auto& r) {

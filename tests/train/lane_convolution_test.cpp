@@ -102,6 +102,42 @@ TEST_CASE("convolutions in lanes and channels last agree") {
     }
 }
 
+TEST_CASE("one sparse convolution on pictures of two sizes in a pass has the gradients of both") {
+  strata::SerialExecutor executor;
+  Family::Context context(executor);
+  std::mt19937 random(5);
+  Family::Conv2d layer({.in_channels = 4, .out_channels = 4, .padding = 1, .norm = false});
+  make_levels(layer, random, 0.25);
+  layer.weight().value = numbers(random, layer.weight().value.size());
+  const Shape large{4, 8, 8};
+  const Shape small{4, 4, 4};
+  const Array x = numbers(random, lanes * large.size());
+  const Array dy = numbers(random, lanes * large.size());
+  const auto gradient = [&](bool first, bool second) {
+    layer.weight().gradient.setZero();
+    context.begin(Level{0});
+    for (const Shape& shape : {large, small}) {
+      auto input = context.make(lanes, shape, true);
+      input.value() = x.head(lanes * shape.size());
+      const auto y = layer(context, input);
+      const bool counts = shape == large ? first : second;
+      y.gradient() = counts ? Array(dy.head(y.value().size())) : Array(Array::Zero(y.value().size()));
+    }
+    context.backward();
+    return Array(layer.weight().gradient);
+  };
+  const Array both = gradient(true, true);
+  const auto alone = [&](Shape shape) {
+    layer.weight().gradient.setZero();
+    Result result;
+    run(context, layer, Level{0}, shape, x, dy, 0, lanes, result);
+    return result.dw;
+  };
+  CHECK(difference(both, alone(large) + alone(small)) < 1e-12);
+  CHECK(difference(gradient(true, false), alone(large)) < 1e-12);
+  CHECK(difference(gradient(false, true), alone(small)) < 1e-12);
+}
+
 TEST_CASE("every element has its place in lanes, and comes back from there") {
   std::mt19937 random(3);
   for (const Shape& shape : {Shape{1, 1, 1}, Shape{3, 2, 2}, Shape{131, 1, 7}, Shape{48, 3, 50}}) {

@@ -112,6 +112,58 @@ TEST_CASE("the largest of several sorted lists are those of one sorted list, tie
   }
 }
 
+TEST_CASE("where FLOPs bind, layers that cost the same keep what one ranking gives them") {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<train::Parameter<float>> weights;
+  for (int l = 0; l < 4; ++l) {
+    auto& weight = weights.emplace_back(std::vector<index_t>{20, 50}, 0.0F);
+    for (float& w : weight.value) w = normal(random);
+    weight.levelled = true;
+    weight.uses = 3;
+  }
+  std::vector<train::PrunableLayer<float>> layers;
+  for (auto& weight : weights) layers.push_back({&weight, 1.0, 0.02});
+  REQUIRE(train::allocate(layers, {{0.0538, 0.0447}}).ok());
+  float least_kept = 1e9F;
+  float largest_absent = 0;
+  std::size_t kept = 0;
+  for (const auto& weight : weights)
+    for (index_t i = 0; i < weight.value.size(); ++i)
+      if (weight.strata[static_cast<std::size_t>(i)] == 0) {
+        ++kept;
+        least_kept = std::min(least_kept, std::abs(weight.value[i]));
+      }
+  CHECK(kept == 178);  // 4.47 % of 4,000 are 178.8
+  std::mt19937 again(5);
+  normal.reset();
+  for (const auto& weight : weights)
+    for (const std::uint8_t stratum : weight.strata)
+      if (const float w = std::abs(normal(again)); stratum != 0) largest_absent = std::max(largest_absent, w);
+  CHECK(largest_absent <= least_kept);
+
+  // Weights of one size leave nothing to choose by, but the bound is used up all the same.
+  for (auto& weight : weights) weight.value.setConstant(0.5F);
+  REQUIRE(train::allocate(layers, {{0.0538, 0.0447}}).ok());
+  kept = 0;
+  for (const auto& weight : weights)
+    kept += static_cast<std::size_t>(std::count(weight.strata.begin(), weight.strata.end(), 0));
+  CHECK(kept == 178);
+}
+
+TEST_CASE("a floor may be the whole budget, which is used up to the last weight") {
+  for (const double share : {0.07, 0.14, 0.29, 0.5})
+    for (const double floor : {0.0, share}) {
+      INFO(share << " floor " << floor);
+      train::Parameter<double> weight({10, 10}, 0);
+      weight.levelled = true;
+      weight.uses = 1;
+      for (index_t i = 0; i < 100; ++i) weight.value[i] = static_cast<double>(i + 1);
+      REQUIRE(train::allocate<double>({{&weight, 1.0, floor}}, {{share, 1}}).ok());
+      CHECK(static_cast<double>(std::count(weight.strata.begin(), weight.strata.end(), 0)) == std::round(100 * share));
+    }
+}
+
 TEST_CASE("budgets that cannot be met are errors") {
   std::mt19937 random(1);
   auto weights = random_layers(random);
@@ -159,6 +211,9 @@ TEST_CASE("schedules warm up and come down") {
   const train::Schedule steps{.shape = train::Schedule::Shape::step, .rate = 1, .steps = 100, .step_size = 30};
   CHECK(steps(29) == 1);
   CHECK(std::abs(steps(60) - 0.01) < 1e-12);
+  const train::Schedule short_run{.rate = 1, .warm_up = 10, .steps = 5};
+  CHECK(short_run(4) == 0.5);
+  CHECK(short_run(12) == 0.5);
 }
 
 TEST_CASE("AdamW and SGD take the steps of their formulas and leave pruned and frozen weights alone") {

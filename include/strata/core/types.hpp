@@ -59,6 +59,21 @@ struct Shape {
   return (numerator + denominator - 1) / denominator;
 }
 
+/// Most elements of one array or tensor: beyond any machine's memory, and so few that bytes, paddings and sums of such
+/// numbers do not overflow. Sizes that come from a file are held against it.
+inline constexpr index_t max_elements = index_t{1} << 40U;
+
+/// Whether `extents` are those of an array of at most `max_elements`: none is negative, and neither they nor their
+/// product are larger.
+[[nodiscard]] constexpr bool is_array_size(std::initializer_list<index_t> extents) noexcept {
+  index_t product = 1;
+  for (const index_t extent : extents) {
+    if (extent < 0 || extent > max_elements / product) return false;
+    product *= extent > 0 ? extent : 1;
+  }
+  return true;
+}
+
 namespace detail {
 
 /// "channels x height x width", for messages.

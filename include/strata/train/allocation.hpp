@@ -111,6 +111,21 @@ template <class Scalar>
   return (bits & sign) != 0 ? ~bits : bits | sign;
 }
 
+/// The first of `first` .. `last` - 1 for which `holds` does not hold, `last` if there is none. Precondition: behind it
+/// there is none for which it holds.
+template <class Predicate>
+[[nodiscard]] std::size_t end_of(std::size_t first, std::size_t last, const Predicate& holds) {
+  while (first < last) {
+    const std::size_t middle = first + (last - first) / 2;
+    if (holds(middle)) {
+      first = middle + 1;
+    } else {
+      last = middle;
+    }
+  }
+  return first;
+}
+
 /// Lists `l` with falling scores `score(l, i)`, of which the first `begins[l]` are taken: where each ends when `chosen`
 /// more are, the largest of all, of equal ones those of earlier lists. Bisection of the least score, in the integers
 /// of `ordered_bits`. Precondition: begins[l] <= ends[l]; the lists have so many.
@@ -125,17 +140,7 @@ template <class Score>
   while (high - low > 1) {
     const std::uint64_t middle = low + (high - low) / 2;
     for (std::size_t l = 0; l < begins.size(); ++l) {
-      std::size_t first = begins[l];
-      std::size_t last = ends[l];
-      while (first < last) {
-        const std::size_t i = first + (last - first) / 2;
-        if (ordered_bits(score(l, i)) >= middle) {
-          first = i + 1;
-        } else {
-          last = i;
-        }
-      }
-      middles[l] = first;
+      middles[l] = end_of(begins[l], ends[l], [&](std::size_t i) { return ordered_bits(score(l, i)) >= middle; });
     }
     const std::size_t taken = std::accumulate(middles.begin(), middles.end(), std::size_t{0});
     if (taken == wanted) return middles;
@@ -156,6 +161,13 @@ template <class Score>
   return begins;
 }
 
+/// The most of `total` whose share is at most `share`, rounded as `LevelCount::within` rounds it.
+[[nodiscard]] inline double most_within(double share, double total) {
+  double count = std::floor(share * total);
+  while (count < total && (count + 1) / total <= share) ++count;
+  return count;
+}
+
 /// The fewest weights that each layer keeps: its frozen ones, its floor, or all if it is not levelled.
 template <class Scalar>
 [[nodiscard]] std::vector<std::size_t> least_counts(const std::vector<PrunableLayer<Scalar>>& layers,
@@ -165,7 +177,8 @@ template <class Scalar>
     const auto size = static_cast<std::size_t>(layer.weight->value.size());
     std::size_t frozen = 0;
     for (std::size_t i = 0; i < size && frozen_below > 0; ++i) frozen += layer.frozen(i, frozen_below) ? 1U : 0U;
-    const auto floor = static_cast<std::size_t>(std::ceil(layer.floor * static_cast<double>(size)));
+    auto floor = static_cast<std::size_t>(std::ceil(layer.floor * static_cast<double>(size)));
+    if (floor > 0 && static_cast<double>(floor - 1) / static_cast<double>(size) >= layer.floor) --floor;
     least.push_back(layer.weight->levelled ? std::max(frozen, std::min(size, floor)) : size);
   }
   return least;
@@ -186,7 +199,8 @@ template <class Scalar>
     total_weights += size;
     total_flops += size * uses;
   }
-  if (weights <= budget.weights * total_weights && flops <= budget.flops * total_flops) return success();
+  if (weights <= most_within(budget.weights, total_weights) && flops <= most_within(budget.flops, total_flops))
+    return success();
   return Error("budget of level " + std::to_string(level),
                "at least " + strata::detail::share_text(weights / total_weights) + " of the weights and " +
                    strata::detail::share_text(total_flops > 0 ? flops / total_flops : 0) +
@@ -213,43 +227,57 @@ template <class Scalar>
     least_flops += static_cast<double>(least[l]) * uses;
     most_uses = std::max(most_uses, uses);
   }
-  const double flop_bound = budget.flops * total_flops;
-  const auto room = static_cast<std::size_t>(budget.weights * total_weights - least_weights);
+  const double flop_bound = most_within(budget.flops, total_flops);
+  const auto room = static_cast<std::size_t>(most_within(budget.weights, total_weights) - least_weights);
   std::vector<std::size_t> sizes;
   std::size_t candidates = 0;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     sizes.push_back(std::max(least[l], ranking[l].size()));
     candidates += sizes[l] - least[l];
   }
-  const auto take = [&](double price) {
-    std::vector<std::size_t> counts =
-        take_largest(least, sizes, std::min(room, candidates), [&](std::size_t l, std::size_t i) {
-          return layers[l].magnitude(ranking[l][i]) / layers[l].scale -
-                 price * static_cast<double>(layers[l].weight->uses) / most_uses;
-        });
+  const auto score = [&](std::size_t l, std::size_t i, double price) {
+    return layers[l].magnitude(ranking[l][i]) / layers[l].scale -
+           price * static_cast<double>(layers[l].weight->uses) / most_uses;
+  };
+  /// `room` weights at that price; with `worthwhile` only those whose score is above zero.
+  const auto take = [&](double price, bool worthwhile) {
+    std::vector<std::size_t> ends = sizes;
+    for (std::size_t l = 0; worthwhile && l < layers.size(); ++l)
+      ends[l] = end_of(least[l], sizes[l], [&](std::size_t i) { return score(l, i, price) > 0; });
+    const std::size_t there = std::accumulate(ends.begin(), ends.end(), std::size_t{0}) -
+                              std::accumulate(least.begin(), least.end(), std::size_t{0});
+    std::vector<std::size_t> counts = take_largest(least, ends, std::min(room, there),
+                                                   [&](std::size_t l, std::size_t i) { return score(l, i, price); });
     double flops = least_flops;
     for (std::size_t l = 0; l < layers.size(); ++l)
       flops += static_cast<double>(counts[l] - least[l]) * static_cast<double>(layers[l].weight->uses);
     return std::pair(std::move(counts), flops);
   };
-  auto [counts, flops] = take(0);
+  auto [counts, flops] = take(0, false);
   if (flops <= flop_bound) return counts;
+  constexpr double dearest = 1e6;
+  // Where even the cheapest layers are too dear to use up the weight bound, the FLOP bound alone decides.
+  const bool worthwhile = take(dearest, false).second > flop_bound;
   double low = 0;
   double high = 1;
-  while (take(high).second > flop_bound && high < 1e6) high *= 2;
+  while (take(high, worthwhile).second > flop_bound && high < dearest * dearest) high *= 2;
   for (int i = 0; i < 30; ++i) {
     const double middle = (low + high) / 2;
-    (take(middle).second > flop_bound ? low : high) = middle;
+    (take(middle, worthwhile).second > flop_bound ? low : high) = middle;
   }
-  std::tie(counts, flops) = take(high);
-  // Even the cheapest layers may be too dear to use up the weight bound: drop the least of the dearest layer.
-  while (flops > flop_bound) {
-    std::size_t dearest = layers.size();
-    for (std::size_t l = 0; l < layers.size(); ++l)
-      if (counts[l] > least[l] && (dearest == layers.size() || layers[l].weight->uses > layers[dearest].weight->uses))
-        dearest = l;
-    --counts[dearest];
-    flops -= static_cast<double>(layers[dearest].weight->uses);
+  std::tie(counts, flops) = take(high, worthwhile);
+  if (flops > flop_bound) return least;
+  // Weights of one score come at one price, all or none: as many of them as the bounds have room for.
+  const auto more = take(low, worthwhile).first;
+  double left = most_within(budget.weights, total_weights) -
+                static_cast<double>(std::accumulate(counts.begin(), counts.end(), std::size_t{0}));
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto uses = static_cast<double>(layers[l].weight->uses);
+    while (counts[l] < more[l] && left >= 1 && flops + uses <= flop_bound) {
+      ++counts[l];
+      --left;
+      flops += uses;
+    }
   }
   return counts;
 }
@@ -277,9 +305,10 @@ template <class Scalar>
 
 /// Chooses the strata of all layers: level by level from the fullest down, each level inside the one above it. A
 /// weight's score is |w| / scale - price * uses; the price is the least for which the FLOP bound holds when the weight
-/// bound is used up, found by bisection (a Lagrangian of the two bounds). Budgets are upper bounds on shares of all
-/// weights and FLOPs of `layers`; layers that are not levelled are kept whole and counted. Ties go to the earlier
-/// weight, so the result is the same everywhere. Errors: those of `check_allocation`; then nothing is changed.
+/// bound is used up, found by bisection (a Lagrangian of the two bounds). Where it does not hold at any price, weights
+/// whose score is not above zero are left out. Budgets are upper bounds on shares of all weights and FLOPs of `layers`;
+/// layers that are not levelled are kept whole and counted. Ties go to the earlier weight, so the result is the same
+/// everywhere. Errors: those of `check_allocation`; then nothing is changed.
 template <class Scalar>
 [[nodiscard]] Status allocate(const std::vector<PrunableLayer<Scalar>>& layers,
                               const std::vector<LevelBudget>& budgets) {

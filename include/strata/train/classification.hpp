@@ -13,6 +13,7 @@
 
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/exchange.hpp>
 #include <strata/train/data.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/tape.hpp>
@@ -52,6 +53,9 @@ class Classification {
     std::string text = std::to_string(data_.size()) + " pictures, " + std::to_string(hash) + ", shift " +
                        std::to_string(variation.shift) + ", flip " + std::to_string(variation.flip) + ", smoothing " +
                        std::to_string(options_.smoothing);
+    if (std::pair(data_.mean, data_.deviation) != data_.statistics())
+      text += ", mean " + strata::detail::number_text(data_.mean) + ", deviation " +
+              strata::detail::number_text(data_.deviation);
     if (variation.hole > 0) text += ", hole " + std::to_string(variation.hole);
     if (const auto& levels = options_.level_variation; levels && *levels != variation)
       text += ", level_shift " + std::to_string(levels->shift) + ", level_flip " + std::to_string(levels->flip) +

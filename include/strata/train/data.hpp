@@ -9,6 +9,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -68,7 +69,10 @@ struct Dataset {
   }
 
   /// Takes mean and deviation from the pixels.
-  void normalise() {
+  void normalise() { std::tie(mean, deviation) = statistics(); }
+
+  /// Mean and deviation of the pixels.
+  [[nodiscard]] std::pair<double, double> statistics() const {
     double sum = 0;
     double squares = 0;
     for (const std::uint8_t pixel : pixels) {
@@ -77,8 +81,8 @@ struct Dataset {
       squares += value * value;
     }
     const auto n = static_cast<double>(pixels.size());
-    mean = sum / n;
-    deviation = std::sqrt(std::max(squares / n - mean * mean, 1e-12));
+    const double average = sum / n;
+    return {average, std::sqrt(std::max(squares / n - average * average, 1e-12))};
   }
 
   /// Pictures first .. last-1 as a dataset of their own.

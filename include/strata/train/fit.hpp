@@ -72,10 +72,11 @@ class Trainer {
     stages_ = context_.stages();
     for (const auto& [name, density] : recipe_.floors) {
       bool known = false;
-      for (const auto* parameter : parameters<Scalar>(network_)) known = known || parameter->name == name;
+      for (const auto* parameter : parameters<Scalar>(network_))
+        known = known || (is_budgeted(*parameter) && parameter->name == name);
       if (!known) {
         const auto all = parameters<Scalar>(network_);
-        raise(Error("recipe.floors", "names of weights, " + all.front()->name + " say", name));
+        raise(Error("recipe.floors", "names of weight matrices, " + all.front()->name + " say", name));
       }
     }
     if (!recipe_.levels.empty()) (void)check_allocation(prunable(), recipe_.levels).value();
@@ -169,6 +170,8 @@ class Trainer {
     // The structure of that moment first, in copies, so that nothing is lost if an array is missing.
     const Network old_network = network_;
     const auto old = std::tuple(phase_, phase_step_, step_, teacher_, dual_);
+    std::vector<Array> old_optimiser;
+    visit_optimiser([&](const std::string&, Array& array) { old_optimiser.push_back(array); });
     phase_ = static_cast<std::size_t>(place[0]);
     phase_step_ = place[1];
     step_ = place[2];
@@ -184,6 +187,8 @@ class Trainer {
       network_ = old_network;
       std::tie(phase_, phase_step_, step_, teacher_, dual_) = old;
       make_optimiser();
+      auto next = old_optimiser.begin();
+      visit_optimiser([&](const std::string&, Array& array) { array = *next++; });
     }
     return status;
   }
@@ -330,7 +335,7 @@ class Trainer {
         layer.for_each_parameter(name, norm_name, [&](Parameter<Scalar>& parameter) {
           f(prefix + parameter.name, ArrayRef{parameter.value});
           strata_size_ = parameter.value.size();
-          if (parameter.levelled) f(prefix + parameter.name + ".strata", parameter.strata);
+          if (parameter.levelled || is_budgeted(parameter)) f(prefix + parameter.name + ".strata", parameter.strata);
         });
         for (std::size_t level = 0; level < layer.norms().size(); ++level) {
           const std::string suffix = "." + std::to_string(level);
@@ -350,12 +355,17 @@ class Trainer {
       f("admm.projection." + std::to_string(l), ArrayRef{dual_[l].projection});
       f("admm.scaled." + std::to_string(l), ArrayRef{dual_[l].scaled});
     }
+    visit_optimiser([&](const std::string& name, Array& array) { f(name, ArrayRef{array}); });
+  }
+
+  /// Calls `f(name, array)` for every array of the optimiser. It has none that matter before a phase's first step.
+  template <class F>
+  void visit_optimiser(F&& f) {
     std::visit(
         [&](auto& optimiser) {
           if (!optimiser || phase_step_ == 0) return;
           optimiser->visit_state([&](const std::string& name, auto& arrays) {
-            for (std::size_t p = 0; p < arrays.size(); ++p)
-              f("optimiser." + name + "." + std::to_string(p), ArrayRef{arrays[p]});
+            for (std::size_t p = 0; p < arrays.size(); ++p) f("optimiser." + name + "." + std::to_string(p), arrays[p]);
           });
         },
         optimiser_);
@@ -402,8 +412,22 @@ class Trainer {
     return layers;
   }
 
+  /// Keeps the network as the dense model.
   void keep_teacher() {
-    if (!recipe_.levels.empty()) teacher_.emplace(network_);
+    if (recipe_.levels.empty()) return;
+    teacher_.emplace(network_);
+    forget_levels(*teacher_);
+  }
+
+  /// Makes a network with levels one without: its fullest level, whose absent weights are zeros.
+  static void forget_levels(Network& network) {
+    for_each_layer(network, [](const std::string& name, const std::string& norm_name, auto& layer) {
+      if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) {
+        layer.for_each_parameter(name, norm_name, [](Parameter<Scalar>& parameter) { parameter.strata.clear(); });
+        if (!layer.norms().empty()) layer.norms().front() = layer.norms().back();
+        layer.set_levels(1);
+      }
+    });
   }
 
   void prepare_duals() {
@@ -414,7 +438,9 @@ class Trainer {
   }
 
   void begin(const Phase& phase) {
-    if (phase.kind != Phase::Kind::dense) {
+    if (phase.kind == Phase::Kind::dense) {
+      forget_levels(network_);
+    } else {
       if (!teacher_) keep_teacher();  // a run without a dense phase starts from the network as it is
       set_levels(network_, level_count());
     }
@@ -565,7 +591,8 @@ class Trainer {
   /// Batch-norm statistics of every level as means over batches of the final weights.
   void recalibrate() {
     const double momentum = context_.norm_momentum;
-    context_.bfloat16 = false;  // as the network will be used
+    context_.bfloat16 = false;  // as the network will be used, which is without dropout too
+    context_.dropout_factors.assign(static_cast<std::size_t>(levels()), 0.0);
     for (int level = 0; level < levels() && recipe_.recalibration_batches > 0; ++level)
       for (index_t batch = 0; batch < recipe_.recalibration_batches; ++batch) {
         load_batch(batch % steps_per_epoch_, level_count() > 0);
@@ -576,6 +603,7 @@ class Trainer {
     context_.begin(Level{0});
     context_.norm_momentum = momentum;
     context_.bfloat16 = recipe_.bfloat16;
+    context_.dropout_factors.clear();
   }
 
   Network& network_;

@@ -274,6 +274,11 @@ class LaneConvolution {
     for (const LaneSweep& sweep : backward_) add_window(sweep, false, backward_windows_);
     gradient_window_.emplace_back(forward_.front(), in, in_, 1, out_.block, bytes);
     if (masks_ && masks_->sparse) {
+      // A layer that runs on pictures of another size in the same pass still needs the masks that it made.
+      if (!suit(forward_windows_, masks_->forward) || !suit(backward_windows_, masks_->backward)) {
+        masks_ = std::make_shared<LaneMasks>(*masks_);
+        context.cached({&weight_, level_.index}) = masks_;
+      }
       make_masks(context, forward_, forward_windows_, in_, true, masks_->forward);
       make_masks(context, backward_, backward_windows_, out_, false, masks_->backward);
     }
@@ -321,6 +326,13 @@ class LaneConvolution {
       cached = masks;
     }
     masks_ = std::move(masks);
+  }
+
+  /// Whether no mask that was made is for other windows.
+  [[nodiscard]] static bool suit(const Windows& windows, const std::vector<LaneMask>& masks) {
+    for (std::size_t s = 0; s < std::min(windows.size(), masks.size()); ++s)
+      if (masks[s].parts != 0 && masks[s].window != windows[s].starts()) return false;
+    return true;
   }
 
   void make_masks(Context<Scalar>& context, const std::vector<LaneSweep>& sweeps, const Windows& windows,

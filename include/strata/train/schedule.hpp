@@ -21,8 +21,8 @@ struct Schedule {
 
   /// The rate of step `at`, counted from 0. After the run's end: that of its last step.
   [[nodiscard]] double operator()(std::int64_t at) const {
-    if (at < warm_up) return rate * static_cast<double>(at + 1) / static_cast<double>(warm_up);
     if (at >= steps) at = steps - 1;
+    if (at < warm_up) return rate * static_cast<double>(at + 1) / static_cast<double>(warm_up);
     const std::int64_t done = at - warm_up;
     switch (shape) {
       case Shape::constant:

@@ -46,6 +46,7 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
   if (options.stages < 1) raise(Error("calibrate_transitions", "at least 1 stage", std::to_string(options.stages)));
   const auto levels = static_cast<std::size_t>(archive.levels());
   Context<Scalar> context(executor);
+  context.dropout_factors.assign(levels, 0.0);  // as the network will be used
   const auto order = shuffled(task.size(), options.seed, 0);
   const auto count = std::min(order.size(), static_cast<std::size_t>(options.batch));
 
