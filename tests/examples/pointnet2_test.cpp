@@ -12,6 +12,7 @@
 #include <strata/train/allocation.hpp>
 #include <strata/train/training.hpp>
 
+#include "io/file_bytes.hpp"
 #include "pointnet2/clouds.hpp"
 #include "pointnet2/network.hpp"
 #include "support/allocations.hpp"
@@ -88,6 +89,60 @@ TEST_CASE("PointNet++ computes the same in both families at every level, and all
       bad[1] = std::numeric_limits<float>::infinity();
       CHECK_THROWS_AS(session.run(bad, Level{0}), strata::Error);
     }
+}
+
+TEST_CASE("a stored config whose sizes no memory has is an error of the file") {
+  Network network(small_config(false, 3));
+  strata::train::initialise(network, 3);
+  const test::Directory directory;
+  const std::string path = directory.file("model.safetensors");
+  const auto refused = [&](const char* key, const char* value) -> std::string {
+    strata::Archive archive = strata::to_archive(network, 1);
+    (void)strata::add_self_check<pointnet2::PointNet2>(archive).value();
+    archive.metadata()[std::string("config.") + key] = value;
+    (void)strata::io::write_model(archive, path).value();
+    const auto model = strata::try_load<pointnet2::PointNet2>(path, {.self_check = true});
+    return model ? "" : model.error().where().substr(path.size());
+  };
+  CHECK(refused("points", "70").empty());
+  for (const char* value : {"4611686018427387904", "16777217", "0", "-1"}) {
+    INFO(value);
+    CHECK(refused("centroids1", value) == ": config: farthest point sampling");
+    CHECK(refused("samples1", value) == ": config: grouping");
+  }
+  // Three times the first one is 2, as far as 64 bits go.
+  for (const char* value : {"6148914691236517206", "4611686018427387904", "-1"}) {
+    INFO(value);
+    CHECK(refused("points", value) == ": session");
+  }
+  CHECK(refused("points", "16777217") != "");
+  CHECK(refused("points", "0") != "");
+  CHECK(refused("width", "4611686018427387904") != "");
+}
+
+TEST_CASE("an input that is no cloud is an error: of a run, with a deadline too, and of the file") {
+  Network network(small_config(false, 3));
+  strata::train::initialise(network, 3);
+  strata::Archive archive = strata::to_archive(network, 1);
+  (void)strata::add_self_check<pointnet2::PointNet2>(archive).value();
+  strata::Session<Model> session(Model::from_archive(archive).value());
+  session.set_profile(strata::profile(session, {.runs = 2}));
+  std::vector<float> cloud = random_clouds(3 * 70);
+  CHECK_NOTHROW(session.run(cloud, strata::Deadline::never()));
+  cloud[5] = std::numeric_limits<float>::infinity();
+  CHECK_THROWS_AS(session.run(cloud, Level{0}), strata::Error);
+  CHECK_THROWS_AS(session.run(cloud, strata::Deadline::never()), strata::Error);
+  CHECK_FALSE(session.check_input(cloud).ok());
+
+  strata::Archive damaged;
+  damaged.metadata() = archive.metadata();
+  for (const auto& view : archive.arrays())
+    if (view.name != "self_check.input") damaged.add_view(view);
+  for (const auto& owner : archive.owners()) damaged.keep(owner);
+  damaged.add<float>("self_check.input", {3 * 70}, 0, cloud);
+  const auto status = strata::run_self_check(session.model(), damaged);
+  REQUIRE_FALSE(status.ok());
+  CHECK(status.error().where() == "cloud 0, point 5");
 }
 
 TEST_CASE("parameters are named as in the usual PyTorch definition") {

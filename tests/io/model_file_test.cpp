@@ -108,6 +108,81 @@ TEST_CASE("the level-0 prefix of the file is the smaller model, bit for bit") {
   CHECK_FALSE(strata::io::write_truncated(path, Level{2}, directory.file("none.safetensors")).ok());
 }
 
+TEST_CASE("a prefix has the levels that it holds and no others") {
+  const Directory directory;
+  const std::string path = saved(directory);
+  const auto bytes = strata::io::prefix_bytes(path, Level{0}).value();
+  CHECK(strata::io::prefix_bytes(path, Level{1}).value() == contents(path).size());
+  CHECK(strata::io::prefix_bytes(path, Level{2}).error().where() == path);
+  CHECK_FALSE(strata::io::prefix_bytes(path, Level{-1}).ok());
+  const std::string prefix = directory.file("prefix.safetensors");
+  write(prefix, contents(path).substr(0, bytes));
+  CHECK(strata::io::prefix_bytes(prefix, Level{0}).value() == bytes);
+  const auto beyond = strata::io::prefix_bytes(prefix, Level{1});
+  REQUIRE_FALSE(beyond.ok());
+  CHECK(beyond.error().where() == prefix);
+  CHECK(beyond.error().expected() == "a level below 1");
+}
+
+TEST_CASE("what could not be read back is refused before anything is written") {
+  const Directory directory;
+  const std::string path = directory.file("model.safetensors");
+  const std::vector<float> one = {1};
+  const auto refused = [&](const std::function<void(strata::Archive&)>& edit) {
+    strata::Archive archive;
+    archive.add<float>("x", {1}, 0, one);
+    archive.metadata()["note"] = "caf\xc3\xa9";
+    edit(archive);
+    write(path, "old");
+    const auto status = strata::io::write_model(archive, path);
+    if (status) {
+      const auto again = strata::io::read_model(path).value();
+      CHECK(again.metadata() == archive.metadata());
+      CHECK(again.levels() == archive.levels());
+      return std::string("accepted");
+    }
+    CHECK(contents(path) == "old");
+    CHECK(status.error().where().starts_with(path));
+    return status.error().where().substr(path.size()) + "|" + status.error().expected();
+  };
+  CHECK(refused([](auto&) {}) == "accepted");
+  CHECK(refused([](auto& a) { a.set_levels(255); }) == "accepted");
+  CHECK(refused([](auto& a) { a.set_levels(256); }) == "|1 to 255 levels");
+  for (const int levels : {0, -1}) {
+    strata::Archive empty;
+    empty.set_levels(levels);
+    CHECK(strata::io::write_model(empty, path).error().expected() == "1 to 255 levels");
+  }
+  CHECK(refused([&](auto& a) { a.template add<float>("y", std::vector<strata::index_t>(16, 1), 0, one); }) ==
+        "accepted");
+  CHECK(refused([&](auto& a) { a.template add<float>("y", std::vector<strata::index_t>(17, 1), 0, one); }) ==
+        ": y|at most 16 extents");
+  for (const auto& shape : {std::vector<strata::index_t>{1LL << 40, 1LL << 40, 0}, {0, 1LL << 63}, {1LL << 62, 0}})
+    CHECK(refused([&](auto& a) { a.template add<float>("y", shape, 0, {}); }) ==
+          ": y|as many bytes as its shape tells");
+  CHECK(refused([](auto& a) { a.template add<float>("y", {0, 1LL << 62}, 0, {}); }) == "accepted");
+  CHECK(refused([](auto& a) { a.metadata()["\xfe"] = "1"; }) == "|metadata keys in UTF-8");
+  CHECK(refused([](auto& a) { a.metadata()["note"] = "caf\xe9"; }) == ": metadata note|text in UTF-8");
+  CHECK(refused([](auto& a) { a.metadata()["strata.mine"] = "1"; }) ==
+        ": metadata strata.mine|a key without leading strata.");
+  CHECK(refused([](auto& a) { a.metadata()["stratagem"] = "1"; }) == "accepted");
+  CHECK(refused([](auto& a) { a.metadata()["labels"] = std::string(strata::io::max_header_bytes, 'x'); }) ==
+        "|names and metadata of at most 100000000 bytes");
+}
+
+TEST_CASE("a file at an address that its arrays are not aligned to is an error that names one") {
+  const Directory directory;
+  const std::string file = contents(saved(directory));
+  const std::shared_ptr<std::byte[]> memory(new std::byte[file.size() + 16]);  // aligned to 16
+  for (const std::size_t offset : {1U, 2U, 3U, 4U, 5U, 6U, 7U, 8U}) {
+    INFO(offset);
+    std::copy_n(reinterpret_cast<const std::byte*>(file.data()), file.size(), memory.get() + offset);
+    const auto archive = strata::io::parse_model({memory.get() + offset, file.size()}, memory);
+    REQUIRE(archive.ok() == (offset % 8 == 0));
+    if (!archive) CHECK(archive.error().expected().starts_with("memory aligned to its elements"));
+  }
+}
+
 TEST_CASE("a file cut anywhere but at a level's end is refused") {
   const Directory directory;
   const std::string path = saved(directory);

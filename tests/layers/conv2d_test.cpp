@@ -210,3 +210,40 @@ TEST_CASE("rows of whole vectors agree with the plain loops") {
       }
   CHECK(combinations > 150);
 }
+
+TEST_CASE("borders wider than the picture agree with the plain loops") {
+  for (const index_t padding : {20, 36, 60, 200})
+    for (const index_t width : {1, 4, 9})
+      for (const double density : {0.3, 1.0}) {
+        INFO("padding " << padding << " width " << width << " density " << density);
+        strata::Conv2dOptions o;
+        o.in_channels = 2;
+        o.out_channels = 3;
+        o.stride = 2;
+        o.padding = {1, padding};
+        CHECK(difference({o, 4, width, 1, density, false, 1}) < 2e-4F);
+      }
+}
+
+TEST_CASE("a picture that is its own residual is still read while the result is written") {
+  std::mt19937 random(3);
+  const strata::Conv2dOptions o{.in_channels = 4, .out_channels = 4, .padding = 1, .norm = false};
+  strata::Archive archive;
+  archive.set_levels(1);
+  strata::ParameterSink(archive).array<float>("conv.weight", {4, 4, 3, 3}, 0, random_numbers(random, 4 * 4 * 9));
+  strata::inference::Conv2d<float, xsimd::default_arch> layer(o);
+  strata::ParameterSource source(archive);
+  layer.load("conv", "", source);
+  REQUIRE(source.finish("").ok());
+  const std::vector<float> input = random_numbers(random, 4 * 40 * 40);
+  strata::SerialExecutor executor;
+  Context context(executor);
+  std::vector<float> results[2];
+  for (const bool moved : {false, true}) {
+    auto x = context.make(1, {4, 40, 40});
+    strata::read_rows(input.data(), x);
+    results[moved].resize(input.size());
+    strata::write_rows(moved ? layer(context, x, std::move(x)) : layer(context, x, x), results[moved].data());
+  }
+  CHECK(results[0] == results[1]);
+}

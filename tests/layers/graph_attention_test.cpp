@@ -1,8 +1,11 @@
 // The graph attention layer of both families against the plain reference on awkward graphs and widths, at every level;
 // gradients against finite differences; what is refused.
 #include <cmath>
+#include <filesystem>
 #include <random>
+#include <string>
 
+#include <strata/io/model_file.hpp>
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/layers/exchange.hpp>
 #include <strata/runtime/graph_session.hpp>
@@ -269,6 +272,31 @@ TEST_CASE("graph sessions: the same bits on any number of threads, no allocation
   one.set_input({all[6].graph, random_features(37, 5, 1)});
   CHECK(one.run(Level{1}).size() == 37U * 3U);
   CHECK_THROWS_AS(strata::GraphSession<Model>(model, star, {.threads = 0}), strata::Error);
+}
+
+TEST_CASE("a graph session runs the highest level present") {
+  TrainingNet network({});
+  randomise(network, 2, 5);
+  const std::string path = (std::filesystem::temp_directory_path() / "strata_graph_session").string();
+  (void)strata::io::write_model(strata::to_archive(network, 2), path).value();
+  const auto model = strata::load<Net>(path);
+  strata::GraphSession<Model> session(model, {graphs()[5].graph, random_features(300, 5, 1)});
+  std::vector<float> outputs[2];
+  for (const int level : {0, 1}) {
+    const auto output = session.run(Level{level});
+    outputs[level].assign(output.begin(), output.end());
+  }
+  REQUIRE(outputs[0] != outputs[1]);
+  (void)model.release_above(Level{0});
+  const auto lower = session.run(Level{1});
+  CHECK(session.level() == Level{0});
+  CHECK(std::equal(lower.begin(), lower.end(), outputs[0].begin()));
+  model.restore(Level{1});
+  model.wait_restored();
+  const auto upper = session.run(Level{1});
+  CHECK(session.level() == Level{1});
+  CHECK(std::equal(upper.begin(), upper.end(), outputs[1].begin()));
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("the model counts weights, bytes and levels of graph attention layers") {

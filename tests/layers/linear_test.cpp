@@ -329,3 +329,18 @@ TEST_CASE("parameters of another shape, missing or of too many levels keep a lin
   CHECK(load(4, 9, 4, 1, true).error().where() == "bn.scale.0");
   CHECK(load(4, 9, 4, 17, false).error().where() == "fc.weight");
 }
+
+TEST_CASE("an array with fewer numbers than its shape says keeps a layer from loading") {
+  const std::vector<float> four(4, 1.0F);
+  strata::Archive archive;
+  archive.set_levels(1);
+  archive.add<float>("fc.weight", {4, 9}, 0, four);
+  archive.add<float>("fc.bias", {4}, 0, four);
+  Linear layer(strata::LinearOptions{.in_features = 9, .out_features = 4});
+  strata::ParameterSource source(archive);
+  layer.load("fc", "", source);
+  const auto status = source.finish("");
+  REQUIRE_FALSE(status.ok());
+  CHECK(status.error().where() == "fc.weight");
+  CHECK(status.error().expected() == "144 bytes");
+}

@@ -178,3 +178,17 @@ TEST_CASE("a window larger than the padded picture is an error of the checking r
     CHECK(other.error());
   }
 }
+
+TEST_CASE("pictures without pixels are errors of the checking run") {
+  strata::SerialExecutor executor;
+  const auto refused = [&](const auto& layer) {
+    Context context(executor);
+    context.set_checking(true);
+    (void)layer(context, context.make(1, {2, 0, 0}));
+    return context.error().has_value();
+  };
+  const strata::PoolOptions padded{2, 2, 1};
+  CHECK(refused(Family::MaxPool2d(padded)));
+  CHECK(refused(Family::AvgPool2d(padded)));
+  CHECK(refused(Family::GlobalAvgPool2d()));
+}

@@ -4,12 +4,22 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <strata/io/model_file.hpp>
 #include <strata/runtime/session.hpp>
+#include <strata/train/training.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/staged_net.hpp"
 
@@ -54,6 +64,37 @@ std::vector<float> copied(std::span<const float> values) {
 
 constexpr index_t width = 768;
 
+/// Convolutions of which the last may write where its residual is, at some levels: not all need the same memory.
+template <class Family>
+struct ResidualNet {
+  struct Config {
+    template <class V>
+    void visit(V&&) {}
+  };
+  static constexpr std::string_view architecture = "residual";
+
+  explicit ResidualNet(const Config&) {}
+  [[nodiscard]] static Config config() { return {}; }
+  [[nodiscard]] static strata::Shape input_shape() { return {1, 40, 40}; }
+
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    auto y = first(context, x);
+    const auto narrow = down(context, y);
+    return average(context, up(context, narrow, std::move(y)));
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("first", first);
+    v("down", down);
+    v("up", up);
+  }
+
+  typename Family::Conv2d first{strata::Conv2dOptions{.in_channels = 1, .out_channels = 32, .norm = false}};
+  typename Family::Conv2d down{strata::Conv2dOptions{.in_channels = 32, .out_channels = 4, .kernel = 1, .norm = false}};
+  typename Family::Conv2d up{strata::Conv2dOptions{.in_channels = 4, .out_channels = 32, .kernel = 1, .norm = false}};
+  typename Family::GlobalAvgPool2d average;
+};
+
 }  // namespace
 
 TEST_CASE("an absent level runs as the highest present one, and says so") {
@@ -93,9 +134,8 @@ TEST_CASE("an absent level runs as the highest present one, and says so") {
   CHECK(model.present() == Level{1});
   strata::Session<StagedModel> later(model);
   model.restore(Level{2});
-  model.restore(Level{0});  // already there: the restore under way may end early, but never below
+  model.restore(Level{0});  // already there: the one under way goes on
   CHECK(model.present() >= Level{1});
-  model.restore(Level{2});
   model.wait_restored();
   CHECK(model.present() == Level{2});
   CHECK(copied(session.run(input, Level{2})) == expected[2]);
@@ -118,6 +158,62 @@ TEST_CASE("levels that do not exist and memory that no file backs are refused") 
   CHECK_THROWS_AS(in_memory.release_above(Level{0}), strata::Error);
   CHECK(in_memory.present() == Level{1});
   CHECK_NOTHROW(in_memory.restore(Level{1}));
+}
+
+TEST_CASE("restores that go less far do not end one under way, whether or not somebody waits") {
+  const ModelFile file("restores", width, 3);
+  const auto model = strata::load<test::StagedNet>(file.path);
+  for (const int other : {0, 1, 2}) {
+    (void)model.release_above(Level{0});
+    model.restore(Level{2});
+    model.restore(Level{other});
+    CHECK(model.release_above(Level{2}) == 0);
+    model.wait_restored();
+    CHECK(model.present() == Level{2});
+  }
+  // A release ends it, while another thread waits for it.
+  (void)model.release_above(Level{0});
+  model.restore(Level{2});
+  std::thread waiting([&] { model.wait_restored(); });
+  (void)model.release_above(Level{0});
+  waiting.join();
+  CHECK(model.present() == Level{0});
+  model.wait_restored();
+}
+
+#if defined(__linux__)
+TEST_CASE("memory that cannot be given back stays what it was") {
+  const ModelFile file("locked", 256, 3);
+  const auto archive = strata::io::read_model(file.path).value();
+  const auto model = StagedModel::from_archive(archive).value();
+  const auto mapped = archive.mapped();
+  if (mlock(mapped.data(), mapped.size()) != 0) {
+    WARN("not tested: this system locks no memory");
+    return;
+  }
+  CHECK_THROWS_AS(model.release_above(Level{0}), strata::Error);
+  CHECK(model.present() == Level{2});
+  munlock(mapped.data(), mapped.size());
+  CHECK(model.release_above(Level{0}) > 0);
+}
+#endif
+
+TEST_CASE("a session made while levels are absent has the memory that they need once they are back") {
+  ResidualNet<strata::train::Training<float>> network({});
+  strata::train::initialise(network, 1);
+  const std::string path = (std::filesystem::temp_directory_path() / "strata_residency_residual").string();
+  strata::save(network, 3, path);
+  const auto model = strata::load<ResidualNet>(path);
+  (void)model.release_above(Level{0});
+  strata::Session<strata::Model<ResidualNet>> session(model);
+  CHECK(model.present() == Level{0});
+  model.restore(Level{2});
+  model.wait_restored();
+  const long before = allocations();
+  for (const int level : {0, 1, 2}) (void)session.forward(Level{level});
+  CHECK(allocations() == before);
+  CHECK(session.level() == Level{2});
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("the fingerprint tells models apart and survives files and truncation") {

@@ -196,6 +196,31 @@ TEST_CASE("what is no word reads as zeros, and the model comes back from its fil
   (void)std::remove(path.c_str());
 }
 
+TEST_CASE("words are written at the highest level present") {
+  TrainingNet network = random_network(2, small);
+  const std::string path = "sequence_session_residency.safetensors";
+  (void)strata::io::write_model(strata::to_archive(network, 2), path).value();
+  const auto model = strata::load<gnmt::Gnmt>(path);
+  Session session(model);
+  const std::vector<TokenId> source = {5, 6, 2};
+  const std::vector<TokenId> word = {1};
+  const auto logits = [&](int level) {
+    session.set_level(Level{level});
+    session.encode(source);
+    const auto row = session.step(word, {});
+    return std::vector<float>(row.begin(), row.end());
+  };
+  const auto lower = logits(0);
+  const auto upper = logits(1);
+  REQUIRE(lower != upper);
+  (void)model.release_above(Level{0});
+  CHECK(logits(1) == lower);
+  model.restore(Level{1});
+  model.wait_restored();
+  CHECK(logits(1) == upper);
+  (void)std::remove(path.c_str());
+}
+
 TEST_CASE("configurations that describe no translation network are refused") {
   using Config = TrainingNet::Config;
   CHECK_THROWS_AS(TrainingNet(Config{.encoder_layers = 0}), strata::Error);

@@ -3,6 +3,8 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/small_net.hpp"
+#include "support/staged_net.hpp"
 
 namespace {
 
@@ -160,6 +163,20 @@ TEST_CASE("sessions at different levels run one model at once") {
     });
   for (std::thread& thread : threads) thread.join();
   CHECK(wrong == 0);
+}
+
+TEST_CASE("want of memory while paths are chosen leaves a session that runs") {
+  const auto model = test::StagedModel::from_archive(test::staged_archive(128, 3, 2)).value();
+  strata::Session<test::StagedModel> session(model);
+  const std::vector<float> input(128, 0.5F);
+  const auto output = session.run(input, Level{1});
+  const std::vector<float> expected(output.begin(), output.end());
+  {
+    const FailingAllocations failing(std::size_t{128} * 128 * sizeof(float));
+    CHECK_THROWS_AS(session.choose_paths({.least_density = 0}), std::bad_alloc);
+  }
+  const auto again = session.run(input, Level{1});
+  CHECK(std::equal(again.begin(), again.end(), expected.begin()));
 }
 
 TEST_CASE("wrong inputs, levels and archives are errors that say what was expected") {

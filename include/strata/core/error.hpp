@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -160,6 +161,25 @@ using Status = Result<std::monostate>;
 
 [[nodiscard]] inline Status success() {
   return std::monostate{};
+}
+
+/// The result of `f()`, a `Result`; what `f` raises, and memory that cannot be had, is its error. (In a build without
+/// exceptions, raising ends the program.)
+template <class F>
+[[nodiscard]] STRATA_COLD auto returning_errors(const F& f) -> decltype(f()) {
+#if defined(__cpp_exceptions)
+  try {
+    return f();
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return Error("memory", "as much as what is described takes", "less");
+  } catch (const std::length_error&) {
+    return Error("memory", "sizes that memory can have", "larger ones");
+  }
+#else
+  return f();
+#endif
 }
 
 }  // namespace strata

@@ -27,6 +27,8 @@ namespace strata {
 
 namespace io {
 
+/// Metadata keys that start with it are the format's own.
+inline constexpr std::string_view reserved_prefix = "strata.";
 inline constexpr std::string_view format_key = "strata.format_version";
 inline constexpr std::string_view format_version = "1";
 inline constexpr std::string_view levels_key = "strata.levels";
@@ -69,10 +71,16 @@ namespace detail {
   return ends;
 }
 
+/// How many levels end within `available` bytes of data.
+[[nodiscard]] inline std::size_t whole_levels(std::span<const std::uint64_t> ends, std::uint64_t available) {
+  return static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), available) - ends.begin());
+}
+
 }  // namespace detail
 
 /// The arrays of a model file in memory, whole or cut at the end of a stratum; `archive.levels()` are the levels that
-/// are there. Errors: not a model file, another version, cut anywhere else, anything `parse_safetensors` refuses.
+/// are there. `file` has to be aligned to 8 bytes. Errors: not a model file, another version, cut anywhere else,
+/// anything `parse_safetensors` refuses.
 [[nodiscard]] STRATA_COLD inline Result<Archive> parse_model(std::span<const std::byte> file,
                                                              std::shared_ptr<const void> owner) {
   Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
@@ -81,8 +89,7 @@ namespace detail {
   Result<std::vector<std::uint64_t>> ends = detail::stratum_ends(contents);
   if (!ends) return ends.error();
   const std::uint64_t available = file.size() - contents.data_start;
-  std::size_t levels = 0;
-  while (levels < ends.value().size() && ends.value()[levels] <= available) ++levels;
+  const std::size_t levels = detail::whole_levels(ends.value(), available);
   if (levels == 0 || ends.value()[levels - 1] != available)
     return Error({"data"}, {"a file that ends where a level does"}, {available, " bytes: the file is cut off"});
   for (std::size_t level = 0; level < levels; ++level)
@@ -92,7 +99,7 @@ namespace detail {
   Archive archive;
   archive.set_levels(static_cast<int>(levels));
   for (const auto& [key, value] : contents.archive.metadata())
-    if (!key.starts_with("strata.")) archive.metadata()[key] = value;
+    if (!key.starts_with(reserved_prefix)) archive.metadata()[key] = value;
   const auto& arrays = contents.archive.arrays();
   int stratum = 0;
   for (std::size_t i = 0; i < arrays.size(); ++i) {
@@ -117,21 +124,31 @@ namespace detail {
   return archive;
 }
 
-/// Writes `archive` as a model file; an old file of that name stays whole until the new one is. Errors: a stratum
-/// beyond the archive's levels, a name the format reserves, writing that fails.
+/// Writes `archive` as a model file; an old file of that name stays whole until the new one is. Errors, before anything
+/// is written: no level or more than 255, a stratum beyond the archive's levels, a name or a metadata key that the
+/// format reserves, a text that is not UTF-8, a shape that has too many extents or does not fit the array's bytes,
+/// names and metadata beyond `max_header_bytes`. Error: writing that fails.
 [[nodiscard]] inline Status write_model(const Archive& archive, const std::string& path) {
   std::vector<const ArrayView*> arrays;
   std::vector<bool> new_section;
   std::vector<std::size_t> counts;
+  if (archive.levels() < 1 || archive.levels() > StratumMap::max_levels)
+    return Error({path}, {"1 to ", StratumMap::max_levels, " levels"}, {archive.levels()});
   for (const ArrayView& view : archive.arrays()) {
     if (view.stratum < 0 || view.stratum >= archive.levels())
       return Error({path, ": ", view.name}, {"a stratum below ", archive.levels()}, {view.stratum});
     if (!detail::is_utf8(view.name)) return Error(path, "array names in UTF-8", "another");
-    double bytes = static_cast<double>(size_of(view.type));
-    for (const index_t extent : view.shape) bytes *= extent < 0 ? -1.0 : static_cast<double>(extent);
-    if (bytes != static_cast<double>(view.bytes.size()))
+    if (view.shape.size() > max_extents)
+      return Error({path, ": ", view.name}, {"at most ", max_extents, " extents"}, {view.shape.size()});
+    if (detail::array_bytes(view.type, view.shape) != std::uint64_t{view.bytes.size()})
       return Error({path, ": ", view.name}, {"as many bytes as its shape tells"}, {view.bytes.size()});
     if (view.name.starts_with("__")) return Error({path, ": ", view.name}, {"a name without leading __"}, {view.name});
+  }
+  for (const auto& [key, value] : archive.metadata()) {
+    if (!detail::is_utf8(key)) return Error(path, "metadata keys in UTF-8", "another");
+    if (!detail::is_utf8(value)) return Error({path, ": metadata ", key}, {"text in UTF-8"}, {"another"});
+    if (key.starts_with(reserved_prefix))
+      return Error({path, ": metadata ", key}, {"a key without leading ", reserved_prefix}, {key});
   }
   for (int stratum = 0; stratum < archive.levels(); ++stratum) {
     bool first = stratum > 0;
@@ -150,10 +167,13 @@ namespace detail {
     metadata[std::string(stratum_end_prefix) + std::to_string(s)] =
         std::to_string(counts[s] == 0 ? 0 : places.ends[counts[s] - 1]);
   const auto image = lay_out_safetensors(arrays, places, metadata);
+  if (image->header.size() - 8 > max_header_bytes)
+    return Error({path}, {"names and metadata of at most ", max_header_bytes, " bytes"}, {image->header.size() - 8});
   return write_atomically(path, image->pieces);
 }
 
-/// How many bytes from the start of the file hold levels 0 .. `level`. Errors: not a model file, no such level.
+/// How many bytes from the start of the file hold levels 0 .. `level`. Errors: not a model file, no such level in it,
+/// as above the levels of a file that is a prefix itself.
 [[nodiscard]] inline Result<std::uint64_t> prefix_bytes(const std::string& path, Level level) {
   auto file = MappedFile::open(path);
   if (!file) return file.error();
@@ -161,8 +181,10 @@ namespace detail {
   if (!contents) return contents.error().within(path);
   auto ends = detail::stratum_ends(contents.value());
   if (!ends) return ends.error().within(path);
-  if (level.index < 0 || static_cast<std::size_t>(level.index) >= ends.value().size())
-    return Error({path}, {"a level below ", ends.value().size()}, {level.index});
+  const std::uint64_t available = file.value()->bytes().size() - contents.value().data_start;
+  const std::size_t levels = detail::whole_levels(ends.value(), available);
+  if (level.index < 0 || static_cast<std::size_t>(level.index) >= levels)
+    return Error({path}, {"a level below ", levels}, {level.index});
   return contents.value().data_start + ends.value()[static_cast<std::size_t>(level.index)];
 }
 
@@ -186,31 +208,33 @@ namespace detail {
 
 /// Adds one small input and every level's output, so that a reader can tell whether the model still computes the same.
 /// Networks of sequences and of graphs want the header of their session. Errors: the archive does not describe a
-/// working network, or one whose outputs are not finite; it has a self-check.
+/// working network, or one whose outputs are not finite or that takes more memory than there is; it has a self-check.
 template <template <class> class Net, class Family = Inference<>>
 [[nodiscard]] Status add_self_check(Archive& archive) {
   using Scalar = typename Family::Scalar;
   Result<Model<Net, Family>> model = Model<Net, Family>::from_archive(archive);
   if (!model) return model.error();
-  const std::string prefix(self_check_prefix);
-  std::optional<Error> error;
-  const auto add = [&]<class T>(const std::string& name, int level, std::span<const T> numbers) {
-    if (!archive.add<T>(prefix + name, {static_cast<index_t>(numbers.size())}, level, numbers) && !error)
-      error = Error({prefix, name}, {"an archive without a self-check"}, {"one"});
-  };
-  SampleRun<Model<Net, Family>> sample(std::move(model).value());
-  sample.visit_input(
-      [&]<class T>(const char* name, std::vector<T>& numbers) { add(name, 0, std::span<const T>(numbers)); });
-  for (int level = 0; level < archive.levels() && !error; ++level) {
-    const auto output = sample.run(Level{level});
-    if (!output) return output.error();
-    for (const Scalar value : output.value())
-      if (!std::isfinite(static_cast<double>(value)))
-        return Error({"output of level ", level}, {"finite numbers for a small input"}, {value});
-    add.template operator()<Scalar>("output." + std::to_string(level), level, output.value());
-  }
-  if (error) return *error;
-  return success();
+  return returning_errors([&]() -> Status {
+    const std::string prefix(self_check_prefix);
+    std::optional<Error> error;
+    const auto add = [&]<class T>(const std::string& name, int level, std::span<const T> numbers) {
+      if (!archive.add<T>(prefix + name, {static_cast<index_t>(numbers.size())}, level, numbers) && !error)
+        error = Error({prefix, name}, {"an archive without a self-check"}, {"one"});
+    };
+    SampleRun<Model<Net, Family>> sample(std::move(model).value());
+    sample.visit_input(
+        [&]<class T>(const char* name, std::vector<T>& numbers) { add(name, 0, std::span<const T>(numbers)); });
+    for (int level = 0; level < archive.levels() && !error; ++level) {
+      const auto output = sample.run(Level{level});
+      if (!output) return output.error();
+      for (const Scalar value : output.value())
+        if (!std::isfinite(static_cast<double>(value)))
+          return Error({"output of level ", level}, {"finite numbers for a small input"}, {value});
+      add.template operator()<Scalar>("output." + std::to_string(level), level, output.value());
+    }
+    if (error) return *error;
+    return success();
+  });
 }
 
 /// Replays the self-check of `archive` on `model`. Errors: no self-check, sizes that do not fit, numbers that are no
@@ -227,32 +251,34 @@ template <class Model>
     numbers = view->template as<T>();
     return success();
   };
-  SampleRun<Model> sample(model);
-  Status status = success();
-  sample.visit_input([&]<class T>(const char* name, std::vector<T>& numbers) {
-    std::span<const T> found;
-    if (status.ok()) status = stored(name, numbers.size(), found);
-    if (status.ok()) numbers.assign(found.begin(), found.end());
-  });
-  if (!status) return status;
-  for (int level = 0; level < model.levels(); ++level) {
-    const auto run = sample.run(Level{level});
-    if (!run) return run.error();
-    const std::span<const Scalar> found = run.value();
-    std::span<const Scalar> expected;
-    status = stored("output." + std::to_string(level), found.size(), expected);
+  return returning_errors([&]() -> Status {
+    SampleRun<Model> sample(model);
+    Status status = success();
+    sample.visit_input([&]<class T>(const char* name, std::vector<T>& numbers) {
+      std::span<const T> found;
+      if (status.ok()) status = stored(name, numbers.size(), found);
+      if (status.ok()) numbers.assign(found.begin(), found.end());
+    });
     if (!status) return status;
-    double scale = 0;
-    for (const Scalar value : expected)
-      if (std::isfinite(static_cast<double>(value))) scale = std::max(scale, std::abs(static_cast<double>(value)));
-    for (std::size_t i = 0; i < found.size(); ++i) {
-      const auto a = static_cast<double>(found[i]);
-      const auto b = static_cast<double>(expected[i]);
-      if (!(std::abs(a - b) <= tolerance * scale))
-        return Error({"self-check of level ", level, ", output ", i}, {b}, {a});
+    for (int level = 0; level < model.levels(); ++level) {
+      const auto run = sample.run(Level{level});
+      if (!run) return run.error();
+      const std::span<const Scalar> found = run.value();
+      std::span<const Scalar> expected;
+      status = stored("output." + std::to_string(level), found.size(), expected);
+      if (!status) return status;
+      double scale = 0;
+      for (const Scalar value : expected)
+        if (std::isfinite(static_cast<double>(value))) scale = std::max(scale, std::abs(static_cast<double>(value)));
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        const auto a = static_cast<double>(found[i]);
+        const auto b = static_cast<double>(expected[i]);
+        if (!(std::abs(a - b) <= tolerance * scale))
+          return Error({"self-check of level ", level, ", output ", i}, {b}, {a});
+      }
     }
-  }
-  return success();
+    return success();
+  });
 }
 
 struct LoadOptions {

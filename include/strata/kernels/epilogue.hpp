@@ -55,7 +55,8 @@ template <class Batch>
   return xsimd::max(x, bounded_exp(xsimd::min(x, Batch(Scalar{0}))) - Batch(Scalar{1}));
 }
 
-/// The activation of a vector, lane by lane; agrees with the scalar form to rounding (of numbers about 1).
+/// The activation of a vector, lane by lane; agrees with the scalar form to rounding (of numbers about
+/// 1), but not for NaN.
 template <class Scalar, class Arch>
 [[nodiscard]] xsimd::batch<Scalar, Arch> activate(const xsimd::batch<Scalar, Arch>& x, Activation activation) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;

@@ -22,12 +22,17 @@ struct Halved {
 /// rows as wide as the output's. There every tap is a fixed distance away, as with stride 1.
 class StridePhases {
  public:
+  /// Vectors beyond a row of the input that may be read, in a tensor's last row beyond the tensor (`Block::guard`):
+  /// with wide borders the output may be much wider than half of the input.
+  static constexpr index_t reach = 4;
+
   StridePhases(const ConvolutionShape& shape, const TileLayout& input, const TileLayout& output, index_t lanes,
                index_t max_vectors) noexcept
       : shape_(shape), input_(input), output_(output), lanes_(lanes) {
     const index_t width = output.row_pitch;
     applies_ = shape.stride == Pair(2) && shape.taps() > 1 && output.images_per_tile == 1 &&
-               input.images_per_tile == 1 && width > 0 && input.width <= 2 * width;
+               input.images_per_tile == 1 && width > 0 && input.width <= 2 * width &&
+               2 * round_up(width, lanes) <= input.width + reach * lanes;
     if (!applies_) return;
     for (index_t ky = 0; ky < shape.kernel.h; ++ky) {
       const Halved row = vertical(ky);

@@ -7,6 +7,7 @@
 
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/options.hpp>
 #include <strata/layers/sequence.hpp>
 
 namespace strata {
@@ -40,18 +41,22 @@ struct MultiHeadAttentionOptions {
   bool levelled = true;  ///< false: both projections belong to level 0
 };
 
-/// Raises for features or units below 1.
+/// Raises for features or units below 1 and for more weights than `max_elements`.
 inline void require_valid(const BahdanauOptions& options) {
   if (options.query_features < 1 || options.memory_features < 1 || options.units < 1)
     raise(Error({"Bahdanau attention"}, {"query features, memory features and units of at least 1"},
                 {options.query_features, ", ", options.memory_features, ", ", options.units}));
+  detail::require_array_size({options.query_features, options.units}, "Bahdanau attention", "query weights");
+  detail::require_array_size({options.memory_features, options.units}, "Bahdanau attention", "memory weights");
 }
 
-/// Raises for features or heads below 1 and for heads that do not divide the features.
+/// Raises for features or heads below 1, for heads that do not divide the features, for more weights than
+/// `max_elements`.
 inline void require_valid(const MultiHeadAttentionOptions& options) {
   if (options.features < 1 || options.heads < 1 || options.features % options.heads != 0)
     raise(Error({"multi-head attention"}, {"at least 1 head and features that the heads divide"},
                 {options.features, " features, ", options.heads, " heads"}));
+  detail::require_array_size({3, options.features, options.features}, "multi-head attention", "projections");
 }
 
 }  // namespace strata

@@ -55,8 +55,9 @@ class InferenceContext {
     hook_object_ = object;
   }
 
-  /// An uninitialised tensor of `batch` x `shape`.
+  /// An uninitialised tensor of `batch` x `shape`. Raises in the checking run: more than `max_elements`.
   [[nodiscard]] Tensor<Scalar> make(index_t batch, Shape shape) {
+    if (checking_) require_array_size(batch, shape);
     return Tensor<Scalar>(arena_, TileLayout::make(batch, shape, lanes));
   }
 
@@ -78,6 +79,11 @@ class InferenceContext {
   }
 
  private:
+  STRATA_COLD static void require_array_size(index_t batch, Shape shape) {
+    if (!is_array_size({batch, shape.channels, shape.height, shape.width}))
+      raise(Error({"activations"}, {"at most ", max_elements, " numbers"}, {batch, " x ", detail::text(shape)}));
+  }
+
   Level level_;
   LevelSwitch last_switch_;
   Arena arena_;

@@ -6,6 +6,7 @@
 
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/options.hpp>
 #include <strata/layers/sequence.hpp>
 
 namespace strata {
@@ -19,10 +20,11 @@ struct EmbeddingOptions {
   bool levelled = false;      ///< true: the table may be pruned
 };
 
-/// Raises for words or features below 1, a padding word beyond the table.
+/// Raises for words or features below 1, a table of more than `max_elements`, a padding word beyond it.
 inline void require_valid(const EmbeddingOptions& options) {
   if (options.words < 1 || options.features < 1)
     raise(Error({"embedding"}, {"at least 1 word and 1 feature"}, {options.words, " x ", options.features}));
+  detail::require_array_size({options.words, options.features}, "embedding", "words x features");
   if (options.padding_word < -1 || options.padding_word >= options.words)
     raise(Error({"embedding"}, {"a padding word below ", options.words, " or -1"}, {options.padding_word}));
 }

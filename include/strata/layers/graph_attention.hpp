@@ -7,6 +7,7 @@
 #include <strata/core/activation.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/options.hpp>
 
 namespace strata {
 
@@ -38,12 +39,14 @@ struct GraphAttentionOptions {
   [[nodiscard]] index_t output_features() const noexcept { return concat ? heads * out_features : out_features; }
 };
 
-/// Raises for options that describe no layer: features or heads below 1, dropout outside [0, 1), a slope that is not
-/// finite.
+/// Raises for options that describe no layer: features or heads below 1, more weights than `max_elements`, dropout
+/// outside [0, 1), a slope outside [0, 1].
 inline void require_valid(const GraphAttentionOptions& options) {
   if (options.in_features < 1 || options.out_features < 1 || options.heads < 1)
     raise(Error({"graph attention"}, {"features (in x out) and heads of at least 1"},
                 {options.in_features, " x ", options.out_features, ", ", options.heads, " heads"}));
+  detail::require_array_size({options.in_features, options.out_features, options.heads}, "graph attention",
+                             "in_features x out_features x heads");
   for (const double rate : {options.feature_dropout, options.attention_dropout})
     if (!(rate >= 0 && rate < 1)) raise(Error("graph attention", "a dropout of at least 0 and below 1", rate));
   // Above 1 the scores' order would turn around below zero, which the kernel's maximum relies on.

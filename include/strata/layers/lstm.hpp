@@ -6,6 +6,7 @@
 
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/options.hpp>
 #include <strata/layers/sequence.hpp>
 
 namespace strata {
@@ -30,11 +31,13 @@ struct LstmOptions {
   [[nodiscard]] index_t output_features() const noexcept { return directions() * hidden_features; }
 };
 
-/// Raises for features below 1.
+/// Raises for features below 1 and for more weights than `max_elements`.
 inline void require_valid(const LstmOptions& options) {
   if (options.in_features < 1 || options.hidden_features < 1)
     raise(Error({"LSTM"}, {"features (in x hidden) of at least 1"},
                 {options.in_features, " x ", options.hidden_features}));
+  detail::require_array_size({4, options.in_features, options.hidden_features}, "LSTM", "input weights");
+  detail::require_array_size({4, options.hidden_features, options.hidden_features}, "LSTM", "hidden weights");
 }
 
 namespace detail {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include <strata/core/activation.hpp>
@@ -34,9 +35,10 @@ struct Conv2dOptions {
   [[nodiscard]] index_t output_width(index_t width) const noexcept {
     return (width + 2 * padding.w - dilation.w * (kernel.w - 1) - 1) / stride.w + 1;
   }
-  /// Whether the padded picture holds the kernel at least once; the output's size is defined only then.
+  /// Whether there is a picture that, padded, holds the kernel at least once; the output's size is defined only then.
   [[nodiscard]] bool fits(index_t height, index_t width) const noexcept {
-    return height + 2 * padding.h > dilation.h * (kernel.h - 1) && width + 2 * padding.w > dilation.w * (kernel.w - 1);
+    return height >= 1 && width >= 1 && height + 2 * padding.h > dilation.h * (kernel.h - 1) &&
+           width + 2 * padding.w > dilation.w * (kernel.w - 1);
   }
 };
 
@@ -63,13 +65,30 @@ struct PoolOptions {
   [[nodiscard]] index_t output_width(index_t width) const noexcept {
     return (width + 2 * padding.w - kernel.w) / stride.w + 1;
   }
-  /// Whether the padded picture holds the window at least once; the output's size is defined only then.
+  /// Whether there is a picture that, padded, holds the window at least once; the output's size is defined only then.
   [[nodiscard]] bool fits(index_t height, index_t width) const noexcept {
-    return height + 2 * padding.h >= kernel.h && width + 2 * padding.w >= kernel.w;
+    return height >= 1 && width >= 1 && height + 2 * padding.h >= kernel.h && width + 2 * padding.w >= kernel.w;
   }
 };
 
+/// Largest extent of a kernel or pooling window, its stride, padding or dilation.
+inline constexpr index_t max_window = 65535;
+
 namespace detail {
+
+/// Raises if no array can be that large (`max_elements`). `what` is what has the extents.
+STRATA_COLD inline void require_array_size(std::initializer_list<index_t> extents, const char* where,
+                                           const char* what) {
+  if (is_array_size(extents)) return;
+  std::string found;
+  for (const index_t extent : extents) found += (found.empty() ? "" : " x ") + std::to_string(extent);
+  raise(Error({where}, {what, " of at most ", max_elements, " numbers"}, {found}));
+}
+
+STRATA_COLD inline void require_window(const Pair& value, const char* where, const char* what) {
+  if (value.h > max_window || value.w > max_window)
+    raise(Error({where}, {what, " of at most ", max_window}, {value.h, " x ", value.w}));
+}
 
 STRATA_COLD inline void require_at_least(index_t least, const Pair& value, const char* where, const char* what) {
   if (value.h < least || value.w < least)
@@ -79,7 +98,7 @@ STRATA_COLD inline void require_at_least(index_t least, const Pair& value, const
 }  // namespace detail
 
 /// Raises for options that describe no layer: channels, kernel, stride, dilation or groups below 1, negative padding,
-/// groups that do not divide the channels.
+/// groups that do not divide the channels, sizes beyond `max_window` and `max_elements`.
 STRATA_COLD inline void require_valid(const Conv2dOptions& options) {
   detail::require_at_least(1, {options.in_channels, options.out_channels}, "convolution", "channels (in x out)");
   detail::require_at_least(1, options.kernel, "convolution", "a kernel");
@@ -88,18 +107,28 @@ STRATA_COLD inline void require_valid(const Conv2dOptions& options) {
   detail::require_at_least(0, options.padding, "convolution", "padding");
   if (options.groups < 1 || options.in_channels % options.groups != 0 || options.out_channels % options.groups != 0)
     raise(Error("convolution", "groups that divide in_channels and out_channels", options.groups));
+  detail::require_window(options.kernel, "convolution", "a kernel");
+  detail::require_window(options.stride, "convolution", "a stride");
+  detail::require_window(options.dilation, "convolution", "a dilation");
+  detail::require_window(options.padding, "convolution", "padding");
+  detail::require_array_size({options.in_channels, options.out_channels, options.kernel.h, options.kernel.w},
+                             "convolution", "in_channels x out_channels x kernel");
 }
 
-/// Raises for features below 1.
+/// Raises for features below 1 and for more weights than `max_elements`.
 STRATA_COLD inline void require_valid(const LinearOptions& options) {
   detail::require_at_least(1, {options.in_features, options.out_features}, "linear layer", "features (in x out)");
+  detail::require_array_size({options.in_features, options.out_features}, "linear layer", "features (in x out)");
 }
 
-/// Raises for a kernel or stride below 1 and for padding that is negative or above half the kernel.
+/// Raises for a kernel or stride below 1 or above `max_window` and for padding that is negative or above half the
+/// kernel.
 STRATA_COLD inline void require_valid(const PoolOptions& options) {
   detail::require_at_least(1, options.kernel, "pooling", "a kernel");
   detail::require_at_least(1, options.stride, "pooling", "a stride");
   detail::require_at_least(0, options.padding, "pooling", "padding");
+  detail::require_window(options.kernel, "pooling", "a kernel");
+  detail::require_window(options.stride, "pooling", "a stride");
   if (2 * options.padding.h > options.kernel.h || 2 * options.padding.w > options.kernel.w)
     raise(Error({"pooling"}, {"padding of at most half the kernel"}, {options.padding.h, " x ", options.padding.w}));
 }

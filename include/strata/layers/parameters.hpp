@@ -203,6 +203,10 @@ class ParameterSource {
       fail(Error({name}, {"shape ", text(shape)}, {text(found->shape)}));
       return nullptr;
     }
+    if (const index_t bytes = found->size() * size_of(type); static_cast<index_t>(found->bytes.size()) != bytes) {
+      fail(Error({name}, {bytes, " bytes"}, {found->bytes.size()}));
+      return nullptr;
+    }
     return found;
   }
 

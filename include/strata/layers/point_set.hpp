@@ -37,16 +37,19 @@ inline void require_dimensions(index_t dimensions, const char* where) {
 
 }  // namespace detail
 
-/// Raises for dimensions other than 2 and 3 and for less than one centroid.
+/// Raises for dimensions other than 2 and 3 and for centroids below 1 or above `kernels::max_points`.
 inline void require_valid(const SamplingOptions& options) {
   detail::require_dimensions(options.dimensions, "farthest point sampling");
-  if (options.centroids < 1) raise(Error("farthest point sampling", "at least 1 centroid", options.centroids));
+  if (options.centroids < 1 || options.centroids > kernels::max_points)
+    raise(Error({"farthest point sampling"}, {"1 to ", kernels::max_points, " centroids"}, {options.centroids}));
 }
 
-/// Raises for dimensions other than 2 and 3, less than one sample, a radius that is not above 0 and finite.
+/// Raises for dimensions other than 2 and 3, samples below 1 or above `kernels::max_points`, a radius that is not above
+/// 0 and finite.
 inline void require_valid(const GroupingOptions& options) {
   detail::require_dimensions(options.dimensions, "grouping");
-  if (options.samples < 1) raise(Error("grouping", "at least 1 sample", options.samples));
+  if (options.samples < 1 || options.samples > kernels::max_points)
+    raise(Error({"grouping"}, {"1 to ", kernels::max_points, " samples"}, {options.samples}));
   if (!(options.radius > 0 && std::isfinite(options.radius)))
     raise(Error("grouping", "a radius above 0", options.radius));
 }

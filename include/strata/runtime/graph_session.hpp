@@ -64,18 +64,23 @@ class GraphSession {
       }
     } while (context->arena().unite());
     context->set_checking(false);
+    model_.residency().forget_absent();
     input_ = std::move(input);
     context_ = std::move(context);
     output_ = std::move(output);
   }
 
+  /// The level of the last run: below the one asked for if that one's memory was not there.
+  [[nodiscard]] Level level() const noexcept { return level_; }
   /// The output of the last run, nodes x features row-major.
   [[nodiscard]] std::span<const Scalar> output() const noexcept { return output_; }
 
-  /// Neither allocates nor throws nor locks (beyond what the executor does). Precondition: 0 <= level.index <
-  /// model().levels().
+  /// Runs `level`, or the highest one present below it. Neither allocates nor throws nor locks (beyond what the
+  /// executor does). Precondition: 0 <= level.index < model().levels().
   std::span<const Scalar> forward(Level level) noexcept {
-    context_->set_level(level);
+    const LevelGuard guard(model_.residency(), level);
+    level_ = guard.level();
+    context_->set_level(level_);
     write_rows(model_.network()(*context_, input_), output_.data());
     return output_;
   }
@@ -94,6 +99,7 @@ class GraphSession {
   Executor& executor_;
   std::unique_ptr<Context> context_;
   std::vector<Scalar> output_;
+  Level level_;
 };
 
 /// A network that a `GraphSession` runs.

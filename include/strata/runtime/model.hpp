@@ -24,48 +24,33 @@ class Model {
   using Config = typename Network::Config;
 
   /// Builds the network that `archive` describes and fills it with views of the archive's arrays, which it keeps alive.
-  /// Errors: another architecture or config, parameters missing, left over or invalid.
+  /// Errors: another architecture or config, parameters missing, left over or invalid. (In a build without exceptions a
+  /// config that the network's constructor refuses ends the program.)
   [[nodiscard]] STRATA_COLD static Result<Model> from_archive(const Archive& archive) {
     Result<Config> config = config_of<Network>(archive);
     if (!config) return config.error();
-    // Constructors of layers raise; a stored config that describes no layer is an error of the file all the same. (In a
-    // build without exceptions such a config ends the program.)
-    std::shared_ptr<Network> network;
-#if defined(__cpp_exceptions)
-    try {
-      network = std::make_shared<Network>(config.value());
-    } catch (const Error& error) {
-      return error.within("config");
-    }
-#else
-    network = std::make_shared<Network>(config.value());
-#endif
-    if (Status status = strata::from_archive(*network, archive); !status) return status.error();
+    // Constructors of layers raise; a stored config that describes no layer is an error of the file all the same.
+    using Made = Result<std::shared_ptr<Network>>;
+    Made made = returning_errors([&]() -> Made { return std::make_shared<Network>(config.value()); });
+    if (!made) return made.error().within("config");
+    std::shared_ptr<Network> network = std::move(made).value();
+    if (Status status = returning_errors([&] { return strata::from_archive(*network, archive); }); !status)
+      return status.error();
     return Model(std::move(network), archive);
   }
 
   /// Nested models; levels are 0 .. levels()-1.
-  [[nodiscard]] int levels() const noexcept {
-    return levels_;
-  }
-  [[nodiscard]] const Network& network() const noexcept {
-    return *network_;
-  }
-  [[nodiscard]] Shape input_shape() const {
-    return network_->input_shape();
-  }
+  [[nodiscard]] int levels() const noexcept { return levels_; }
+  [[nodiscard]] const Network& network() const noexcept { return *network_; }
+  [[nodiscard]] Shape input_shape() const { return network_->input_shape(); }
 
   /// Tells this model from others of the same levels: architecture, config and level 0's parameters. The same for the
   /// archive, the file written from it and every prefix of that file.
-  [[nodiscard]] std::uint64_t fingerprint() const noexcept {
-    return fingerprint_;
-  }
+  [[nodiscard]] std::uint64_t fingerprint() const noexcept { return fingerprint_; }
 
   /// The highest level whose memory is there; the fullest one unless `release_above` was called. A run at a higher
-  /// level runs this one.
-  [[nodiscard]] Level present() const noexcept {
-    return residency_->present();
-  }
+  /// level, in any session, runs this one.
+  [[nodiscard]] Level present() const noexcept { return residency_->present(); }
   /// Gives the memory of all strata above `level` back to the system: waits for runs above `level` that are under way,
   /// then returns the bytes given back. Others may run the model meanwhile. Not for a real-time thread. Raises: no such
   /// level, a model that is not mapped from a file.
@@ -73,17 +58,11 @@ class Model {
     return residency_->release_above(level).value();
   }
   /// Starts to read the strata up to `level` from the file again, on a thread of its own; `present()` follows, and
-  /// `wait_restored` waits. Raises: no such level.
-  void restore(Level level) const {
-    (void)residency_->restore(level).value();
-  }
-  void wait_restored() const {
-    residency_->wait();
-  }
+  /// `wait_restored` waits. One under way that goes as far or further goes on. Raises: no such level.
+  void restore(Level level) const { (void)residency_->restore(level).value(); }
+  void wait_restored() const { residency_->wait(); }
   /// The ledger of what is present, for sessions.
-  [[nodiscard]] Residency& residency() const noexcept {
-    return *residency_;
-  }
+  [[nodiscard]] Residency& residency() const noexcept { return *residency_; }
 
   /// Weights (of convolutions and linear layers) that `level` holds; beyond the fullest level: that one's.
   [[nodiscard]] index_t nnz(Level level) const {

@@ -2,12 +2,14 @@
 // on, and come again from the file. When to do so is the host program's decision (examples/deadline/memory.cpp).
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -80,23 +82,28 @@ class Residency {
 #if defined(STRATA_HAS_MADVISE)
     if (strata_.empty()) return Error("release_above", "a model mapped from a file", "one in memory of its own");
     const std::lock_guard lock(control_);
-    stop();
-    if (level.index >= present_.load()) return index_t{0};
+    if (target_ > level.index) stop();
+    const int before = present_.load();
+    if (level.index >= before) return index_t{0};
     present_.store(level.index);
     for (std::size_t above = static_cast<std::size_t>(level.index) + 1; above < runs_.size(); ++above)
       while (runs_[above].count.load() != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
-    const Range range = pages(level.index + 1, top_);
-    if (range.begin >= range.end) return index_t{0};
-    void* begin = reinterpret_cast<void*>(range.begin);  // NOLINT(performance-no-int-to-ptr): pages of a mapping
-#if defined(MADV_PAGEOUT)
-    // Gives back the page cache as well where nobody else maps the file; where that is not allowed, nothing is lost.
-    (void)::madvise(begin, range.end - range.begin, MADV_PAGEOUT);
-#endif
-    if (::madvise(begin, range.end - range.begin, MADV_DONTNEED) != 0)
-      return Error("release_above", "pages that can be given back", std::strerror(errno));
-    return static_cast<index_t>(range.end - range.begin);
+    Result<index_t> released = give_back(level.index + 1);
+    if (!released) present_.store(before);
+    return released;
 #else
     return Error("release_above", "a system with madvise", "another");
+#endif
+  }
+
+  /// Gives pages of absent levels back that came in past the ledger.
+  void forget_absent() {
+#if defined(STRATA_HAS_MADVISE)
+    if (strata_.empty() || present_.load() == top_) return;
+    const std::lock_guard lock(control_);
+    // One that is being restored is wanted.
+    const int wanted = std::max(present_.load(), reading_.load() ? target_ : 0);
+    if (wanted < top_) (void)give_back(wanted + 1);
 #endif
   }
 
@@ -104,17 +111,22 @@ class Residency {
   [[nodiscard]] Status restore(Level level) {
     if (Status status = check(level); !status) return status;
     const std::lock_guard lock(control_);
+    if (level.index <= present_.load() || (reading_.load() && level.index <= target_)) return success();
     stop();
-    if (level.index <= present_.load()) return success();
     cancel_.store(false);
-    reader_ = std::thread([this, level] { read_again(level.index); });
+    reading_.store(true);
+    target_ = level.index;
+    reader_ = std::thread([this, level] {
+      read_again(level.index);
+      reading_.store(false);
+      reading_.notify_all();
+    });
     return success();
   }
 
-  /// Waits until a `restore` under way is done.
+  /// Waits until a `restore` under way is done or was ended by a release. Does not keep others from either.
   void wait() {
-    const std::lock_guard lock(control_);
-    if (reader_.joinable()) reader_.join();
+    reading_.wait(true);
   }
 
  private:
@@ -130,6 +142,23 @@ class Residency {
     if (level.index >= 0 && level.index <= top_) return success();
     return Error({"level"}, {"0 to ", top_}, {level.index});
   }
+
+#if defined(STRATA_HAS_MADVISE)
+  /// The pages of strata `first` and above go back to the system; how many bytes they were. Precondition: `control_` is
+  /// held.
+  [[nodiscard]] Result<index_t> give_back(int first) const {
+    const Range range = pages(first, top_);
+    if (range.begin >= range.end) return index_t{0};
+    void* begin = reinterpret_cast<void*>(range.begin);  // NOLINT(performance-no-int-to-ptr): pages of a mapping
+#if defined(MADV_PAGEOUT)
+    // Gives back the page cache as well where nobody else maps the file; where that is not allowed, nothing is lost.
+    (void)::madvise(begin, range.end - range.begin, MADV_PAGEOUT);
+#endif
+    if (::madvise(begin, range.end - range.begin, MADV_DONTNEED) != 0)
+      return Error("release_above", "pages that can be given back", std::strerror(errno));
+    return static_cast<index_t>(range.end - range.begin);
+  }
+#endif
 
   /// The whole pages of strata first .. last: pages shared with a neighbour stay. What follows the file's end on its
   /// last page belongs to nobody.
@@ -179,6 +208,7 @@ class Residency {
   void stop() {
     cancel_.store(true);
     if (reader_.joinable()) reader_.join();
+    target_ = 0;
   }
 
   std::vector<std::shared_ptr<const void>> owners_;
@@ -189,6 +219,8 @@ class Residency {
   std::vector<Runs> runs_;
   std::mutex control_;
   std::thread reader_;
+  int target_ = 0;                    ///< of the last `restore` that was not ended
+  std::atomic<bool> reading_{false};  ///< a `restore` is under way
   std::atomic<bool> cancel_{false};
 };
 

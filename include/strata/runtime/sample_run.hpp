@@ -42,7 +42,10 @@ class SampleRun {
 
   /// What the model makes of the input at `level`; valid until the next run. Errors: numbers that are no input.
   /// Precondition: a level of the model.
-  [[nodiscard]] Result<std::span<const Scalar>> run(Level level) { return session_.run(input_, level); }
+  [[nodiscard]] Result<std::span<const Scalar>> run(Level level) {
+    if (Status status = session_.check_input(input_); !status) return status.error();
+    return session_.run(input_, level);
+  }
 
  private:
   Session<Model> session_;

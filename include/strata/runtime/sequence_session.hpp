@@ -64,6 +64,7 @@ class SequenceSession {
     context_.set_checking(false);
     if (options.source_steps > 0) reserve(options.source_steps, options.hypotheses);
     forget();
+    model_.residency().forget_absent();
   }
 
   [[nodiscard]] const Model& model() const noexcept { return model_; }
@@ -72,7 +73,8 @@ class SequenceSession {
   /// Words that `step` gives logits for.
   [[nodiscard]] index_t vocabulary() const noexcept { return model_.network().vocabulary(); }
 
-  /// The level that `encode` and `step` run at from now on; the fullest one at first. Raises: no such level.
+  /// The level that `encode` and `step` run at from now on, or the highest one present below it; the fullest one at
+  /// first. Raises: no such level.
   void set_level(Level level) {
     if (level.index < 0 || level.index >= model_.levels())
       raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
@@ -96,14 +98,14 @@ class SequenceSession {
     logits_.reserve(static_cast<std::size_t>(hypotheses * vocabulary()));
     attention_.reserve(static_cast<std::size_t>(hypotheses * source_steps));
     forget();
+    model_.residency().forget_absent();
   }
 
   /// Reads a source of any number of words (also none) and starts from one hypothesis that has written nothing. Numbers
   /// that are no words of the model read as zeros.
   void encode(std::span<const TokenId> source) noexcept {
-    forget();
-    context_.set_level(level_);
-    memory_ = model_.network().encode(context_, source, {static_cast<index_t>(source.size()), 1, {}});
+    const LevelGuard guard(model_.residency(), level_);
+    encode_at(guard.level(), source);
   }
 
   /// Lets each of `words.size()` hypotheses go on: hypothesis i is the previous step's `parents[i]` followed by
@@ -112,16 +114,8 @@ class SequenceSession {
   /// Preconditions: `encode` was called; parents are below the previous step's number of hypotheses, and if there are
   /// none, words are as many as hypotheses (in the first step: any number).
   std::span<const Scalar> step(std::span<const TokenId> words, std::span<const std::int32_t> parents) noexcept {
-    context_.set_level(level_);
-    if (!parents.empty() && !is_identity(parents))
-      for (auto& layer : state_)
-        for (auto* part : {&layer.hidden, &layer.cell})
-          if (!layer.empty) (*part)[0] = inference::select(context_, (*part)[0], parents);
-    const auto hypotheses = static_cast<index_t>(words.size());
-    const auto output = model_.network().decode(context_, words, {1, hypotheses, {}}, memory_, state_);
-    hypotheses_ = hypotheses;
-    copy_rows(output.logits, logits_);
-    copy_rows(output.weights, attention_);
+    const LevelGuard guard(model_.residency(), level_);
+    step_at(guard.level(), words, parents);
     return logits_;
   }
 
@@ -133,6 +127,25 @@ class SequenceSession {
     for (auto& layer : state_) layer = {};
     memory_ = {};
     hypotheses_ = 0;
+  }
+
+  void encode_at(Level level, std::span<const TokenId> source) {
+    forget();
+    context_.set_level(level);
+    memory_ = model_.network().encode(context_, source, {static_cast<index_t>(source.size()), 1, {}});
+  }
+
+  void step_at(Level level, std::span<const TokenId> words, std::span<const std::int32_t> parents) {
+    context_.set_level(level);
+    if (!parents.empty() && !is_identity(parents))
+      for (auto& layer : state_)
+        for (auto* part : {&layer.hidden, &layer.cell})
+          if (!layer.empty) (*part)[0] = inference::select(context_, (*part)[0], parents);
+    const auto hypotheses = static_cast<index_t>(words.size());
+    const auto output = model_.network().decode(context_, words, {1, hypotheses, {}}, memory_, state_);
+    hypotheses_ = hypotheses;
+    copy_rows(output.logits, logits_);
+    copy_rows(output.weights, attention_);
   }
 
   [[nodiscard]] bool is_identity(std::span<const std::int32_t> parents) const noexcept {
@@ -151,16 +164,16 @@ class SequenceSession {
     }
   }
 
-  /// A source and three steps of so many, the second with all parents another way round.
+  /// A source and three steps of so many at `level_`, present or not, the second with all parents another way round.
   void try_sizes(index_t source_steps, index_t hypotheses) {
     const std::vector<TokenId> source(static_cast<std::size_t>(source_steps), end_token);
     const std::vector<TokenId> words(static_cast<std::size_t>(hypotheses), begin_token);
     std::vector<std::int32_t> parents(words.size());
     for (std::size_t i = 0; i < parents.size(); ++i) parents[i] = static_cast<std::int32_t>(parents.size() - 1 - i);
-    encode(source);
-    (void)step(words, {});
-    (void)step(words, parents);
-    (void)step(words, parents);
+    encode_at(level_, source);
+    step_at(level_, words, {});
+    step_at(level_, words, parents);
+    step_at(level_, words, parents);
   }
 
   Model model_;

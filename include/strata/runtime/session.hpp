@@ -30,7 +30,7 @@ struct SessionOptions {
   Executor* executor = nullptr;  ///< threads of the host program instead; has to outlive the session
 };
 
-/// What came of a run with a deadline. The spans stay valid until the session's next run.
+/// What came of a run with a deadline. The spans stay valid until the session's next run or `set_profile`.
 template <class Scalar>
 struct DeadlineRun {
   std::span<const Scalar> output;  ///< batch x channels x height x width row-major
@@ -68,8 +68,10 @@ class Session {
   using Scalar = typename Family::Scalar;
   using Context = typename Family::Context;
 
-  /// Runs every level once: shapes are checked and the arena gets all memory it will need.
-  /// Raises: threads or batch below 1, layers whose shapes do not fit together (names the layer).
+  /// Runs every level once: shapes are checked and the arena gets all memory it will need. Levels whose memory was
+  /// released are read from the file for it and released again.
+  /// Raises: threads or batch below 1, an input of more than `max_elements`, layers whose shapes do not fit together
+  /// (names the layer).
   STRATA_COLD explicit Session(Model model, const SessionOptions& options = {})
       : model_(std::move(model)),
         batch_(options.batch),
@@ -78,6 +80,10 @@ class Session {
     if (options.threads < 1) raise(Error("session", "at least 1 thread", options.threads));
     if (options.batch < 1) raise(Error("session", "a batch of at least 1", options.batch));
     if (options.micro_batch < 0) raise(Error("session", "a micro-batch of at least 0", options.micro_batch));
+    const Shape shape = model_.input_shape();
+    if (!is_array_size({batch_, shape.channels, shape.height, shape.width}))
+      raise(
+          Error({"session"}, {"an input of at most ", max_elements, " numbers"}, {batch_, " x ", detail::text(shape)}));
     input_.resize(static_cast<std::size_t>(batch_ * model_.input_shape().size()));
     source_ = input_.data();
     micro_batch_ = options.micro_batch == 0 ? chosen_micro_batch() : std::min(options.micro_batch, batch_);
@@ -120,9 +126,11 @@ class Session {
   STRATA_COLD std::vector<LayerPath> choose_paths(const PathOptions& options = {}) {
     PathChooser chooser(options);
     Context& context = parts_.empty() ? *context_ : *parts_.front();
-    context.set_path_chooser(&chooser);
-    run_every_level(context, micro_batch_);
-    context.set_path_chooser(nullptr);
+    {
+      const AtExit reset([&]() noexcept { context.set_path_chooser(nullptr); });
+      context.set_path_chooser(&chooser);
+      run_every_level(context, micro_batch_);
+    }
     for (const auto& part : parts_) prepare(*part, micro_batch_, batch_ % micro_batch_);
     if (staged_prepared_) prepare(*context_, staged_batch_, batch_ % staged_batch_);
     return chooser.paths();
@@ -178,13 +186,21 @@ class Session {
     context_->set_stage_hook(nullptr, nullptr);
   }
 
-  /// Runs `level` on `input`; the result stays valid until the next run. Raises, before any work: an input of another
-  /// size, a level that the model does not have, what the network's `check_input` refuses if it has one.
+  /// Whether `input` may be run. Errors: another size, what the network's `check_input` refuses if it has one.
+  [[nodiscard]] STRATA_COLD Status check_input(std::span<const Scalar> input) const {
+    if (input.size() != input_.size())
+      return Error({"input"}, {batch_, " x ", detail::text(model_.input_shape()), " numbers"},
+                   {input.size(), " numbers"});
+    if constexpr (requires { model_.network().check_input(input); }) return model_.network().check_input(input);
+    return success();
+  }
+
+  /// Runs `level` on `input`; the result stays valid until the next run. Raises, before any work: what `check_input`
+  /// says of the input, a level that the model does not have.
   std::span<const Scalar> run(std::span<const Scalar> input, Level level) {
-    require_size(input);
+    (void)check_input(input).value();
     if (level.index < 0 || level.index >= model_.levels())
       raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
-    if constexpr (requires { model_.network().check_input(input); }) (void)model_.network().check_input(input).value();
     return reading(input, [&] { return forward(level); });
   }
 
@@ -206,9 +222,9 @@ class Session {
   /// their range.
   void set_profile(const Profile& profile, const RouterOptions& options = {}, const Clock& clock = {}) {
     (void)check_profile(profile, profile_key(), stages_).value();
+    prepare_staged();
     router_ = std::make_unique<Router>(profile, options);
     clock_ = clock;
-    prepare_staged();
   }
   /// The router of runs with a deadline; null before `set_profile`.
   [[nodiscard]] Router* router() noexcept { return router_.get(); }
@@ -247,15 +263,15 @@ class Session {
     return run;
   }
 
-  /// Runs `input` by `deadline`. Raises, before any work: an input of another size, no profile.
+  /// Runs `input` by `deadline`. Raises, before any work: what `check_input` says of the input, no profile.
   template <RoutingPolicy Policy>
   DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline, Policy&& policy) {
-    require_size(input);
     if (router_ == nullptr)
       raise(Error("deadline", "a profile: session.set_profile(strata::profile(session))", "none"));
     // The deadline counts from the call.
     Deadline counted = deadline;
     if (!counted.arrival) counted.arrival = clock_();
+    (void)check_input(input).value();
     return reading(input, [&] { return forward(counted, policy); });
   }
   /// With `ChooseAndReroute`: starts at the highest level that is predicted to meet the deadline, drops when late.
@@ -264,6 +280,19 @@ class Session {
   }
 
  private:
+  /// Calls a function when the scope is left, by an exception too.
+  template <class F>
+  class AtExit {
+   public:
+    explicit AtExit(F f) noexcept : f_(std::move(f)) {}
+    AtExit(const AtExit&) = delete;
+    AtExit& operator=(const AtExit&) = delete;
+    ~AtExit() { f_(); }
+
+   private:
+    F f_;
+  };
+
   static Level note_stage(void* names, std::string_view name, Level level) noexcept {
     static_cast<std::vector<std::string>*>(names)->emplace_back(name);
     return level;
@@ -278,21 +307,15 @@ class Session {
     return result;
   }
 
-  STRATA_COLD void require_size(std::span<const Scalar> input) const {
-    if (input.size() != input_.size())
-      raise(Error({"input"}, {batch_, " x ", detail::text(model_.input_shape()), " numbers"},
-                  {input.size(), " numbers"}));
-  }
-
   /// Runs every level on `count` pictures in `context`, and on `rest` if there are any: it then has all memory it needs
   /// for so many.
   STRATA_COLD void prepare(Context& context, index_t count, index_t rest = 0) {
+    const AtExit reset([&]() noexcept { context.set_checking(false); });
     context.set_checking(true);
     do {
       run_every_level(context, count);
       if (rest > 0) run_every_level(context, rest);
     } while (context.arena().unite());
-    context.set_checking(false);
   }
 
   /// Once, for runs by stages.
@@ -302,19 +325,21 @@ class Session {
   }
 
   STRATA_COLD void run_every_level(Context& context, index_t count) {
+    // Not entered in the ledger: levels whose memory was released run too, since each may need other memory.
     for (int level = 0; level < model_.levels(); ++level) {
-      const LevelGuard guard(model_.residency(), Level{level});
-      if (guard.level() != Level{level}) break;  // its shapes are those of the levels below
       context.set_level(Level{level});
       std::vector<std::string> names{std::string(first_stage)};
-      context.set_stage_hook(&note_stage, &names);
-      const auto y = compute(context, 0, count);
-      context.set_stage_hook(nullptr, nullptr);
+      const auto y = [&] {
+        const AtExit reset([&]() noexcept { context.set_stage_hook(nullptr, nullptr); });
+        context.set_stage_hook(&note_stage, &names);
+        return compute(context, 0, count);
+      }();
       if (context.error()) raise(*context.error());
       if (network_stages_.empty()) network_stages_ = names;
       if (names != network_stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
       output_.resize(static_cast<std::size_t>(batch_ * y.shape().size()));
     }
+    model_.residency().forget_absent();
   }
 
   /// The whole batch if its activations stay in the caches, else as many pictures as do, at least one.

@@ -71,8 +71,8 @@ class BahdanauWeights {
     const auto direction = source.array<Scalar>(name + ".linear_att", {options.units});
     const auto gain = source.array<Scalar>(name + ".normalize_scalar", {1});
     // g v/|v| does not depend on the input.
-    score = detail::AlignedArray<Scalar>(options.units);
     if (direction.empty() || gain.empty()) return;
+    score = detail::AlignedArray<Scalar>(options.units);
     double square = 0;
     for (const Scalar v : direction) square += static_cast<double>(v) * static_cast<double>(v);
     const double factor = square > 0 ? static_cast<double>(gain[0]) / std::sqrt(square) : 0;

@@ -43,8 +43,8 @@ class Conv2d {
                                           const Tensor<Scalar>& residual) const {
     return run(context, x, &residual, nullptr);
   }
-  /// As before; if no other tensor sees the residual's memory the result may be written there, which spares large
-  /// pictures a tensor.
+  /// As before; if no other tensor, `x` neither, sees the residual's memory the result may be written there, which
+  /// spares large pictures a tensor.
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x,
                                           Tensor<Scalar>&& residual) const {
     return run(context, x, &residual, &residual);
@@ -66,7 +66,8 @@ class Conv2d {
         }))
       return context.make(x.batch(), out);
     const Level level = context.level();
-    const bool in_place = consumed != nullptr && consumed->unique() && writes_once(level);
+    const bool in_place =
+        consumed != nullptr && consumed->unique() && consumed->data() != x.data() && writes_once(level);
     Tensor<Scalar> y = in_place ? *consumed : context.make(x.batch(), out);
     const kernels::ConvolutionShape shape{options_.in_channels, options_.out_channels, options_.kernel, options_.stride,
                                           options_.padding,     options_.dilation,     options_.groups};

@@ -65,19 +65,20 @@ class GraphAttentionWeights {
                                                         by_feature ? outputs : options.in_features);
     } else {
       const auto values = source.array<Scalar>(weight, {outputs, options.in_features});
+      if (values.empty()) return;  // `source` has the error
       dense_ = detail::AlignedArray<Scalar>(options.in_features * layout_.row);
-      if (!values.empty())
-        for (index_t head = 0; head < options.heads; ++head)
-          for (index_t channel = 0; channel < options.out_features; ++channel)
-            for (index_t f = 0; f < options.in_features; ++f)
-              dense_.get()[f * layout_.row + layout_.position(head, channel)] =
-                  values[static_cast<std::size_t>((head * options.out_features + channel) * options.in_features + f)];
+      for (index_t head = 0; head < options.heads; ++head)
+        for (index_t channel = 0; channel < options.out_features; ++channel)
+          for (index_t f = 0; f < options.in_features; ++f)
+            dense_.get()[f * layout_.row + layout_.position(head, channel)] =
+                values[static_cast<std::size_t>((head * options.out_features + channel) * options.in_features + f)];
     }
     load_vector(name + ".att_src", options, source, source_);
     load_vector(name + ".att_dst", options, source, target_);
     has_bias_ = options.bias;
     if (!options.bias) return;
     const auto bias = source.array<Scalar>(name + ".bias", {options.output_features()});
+    if (bias.empty()) return;
     bias_ = detail::AlignedArray<Scalar>(std::max(layout_.row, options.output_features()));
     for (std::size_t i = 0; i < bias.size(); ++i) {
       const auto o = static_cast<index_t>(i);

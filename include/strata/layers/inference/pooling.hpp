@@ -201,6 +201,9 @@ class GlobalAvgPool2d {
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context, const Tensor<Scalar>& x) const {
     const Shape in = x.shape();
     Tensor<Scalar> y = context.make(x.batch(), {in.channels, 1, 1});
+    if (!context.check(in.height >= 1 && in.width >= 1,
+                       [&] { return Error("global average", "at least 1 pixel", strata::detail::text(in)); }))
+      return y;
     // A picture lies in one tile or several, each of which holds whole rows without gaps.
     const index_t rows = std::max<index_t>(1, x.layout().tile_rows);
     const auto pixels = static_cast<Scalar>(in.height * in.width);
