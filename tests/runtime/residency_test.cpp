@@ -181,7 +181,7 @@ TEST_CASE("restores that go less far do not end one under way, whether or not so
   model.wait_restored();
 }
 
-#if defined(__linux__)
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // those lock nothing
 TEST_CASE("memory that cannot be given back stays what it was") {
   const ModelFile file("locked", 256, 3);
   const auto archive = strata::io::read_model(file.path).value();

@@ -54,6 +54,23 @@ inline constexpr index_t cached_activations = index_t{2} << 20;
 /// Parts of a batch in runs by stages: more would make profiles long and change nothing.
 inline constexpr index_t max_micro_batches = 64;
 
+namespace detail {
+
+/// Calls a function when the scope is left, by an exception too.
+template <class F>
+class AtExit {
+ public:
+  explicit AtExit(F f) noexcept : f_(std::move(f)) {}
+  AtExit(const AtExit&) = delete;
+  AtExit& operator=(const AtExit&) = delete;
+  ~AtExit() { f_(); }
+
+ private:
+  F f_;
+};
+
+}  // namespace detail
+
 /// Runs a model at a level chosen per call. A session belongs to one thread at a time; several sessions may run the
 /// same model at once, each at its own level.
 ///
@@ -127,7 +144,7 @@ class Session {
     PathChooser chooser(options);
     Context& context = parts_.empty() ? *context_ : *parts_.front();
     {
-      const AtExit reset([&]() noexcept { context.set_path_chooser(nullptr); });
+      const detail::AtExit reset([&]() noexcept { context.set_path_chooser(nullptr); });
       context.set_path_chooser(&chooser);
       run_every_level(context, micro_batch_);
     }
@@ -280,19 +297,6 @@ class Session {
   }
 
  private:
-  /// Calls a function when the scope is left, by an exception too.
-  template <class F>
-  class AtExit {
-   public:
-    explicit AtExit(F f) noexcept : f_(std::move(f)) {}
-    AtExit(const AtExit&) = delete;
-    AtExit& operator=(const AtExit&) = delete;
-    ~AtExit() { f_(); }
-
-   private:
-    F f_;
-  };
-
   static Level note_stage(void* names, std::string_view name, Level level) noexcept {
     static_cast<std::vector<std::string>*>(names)->emplace_back(name);
     return level;
@@ -310,7 +314,7 @@ class Session {
   /// Runs every level on `count` pictures in `context`, and on `rest` if there are any: it then has all memory it needs
   /// for so many.
   STRATA_COLD void prepare(Context& context, index_t count, index_t rest = 0) {
-    const AtExit reset([&]() noexcept { context.set_checking(false); });
+    const detail::AtExit reset([&]() noexcept { context.set_checking(false); });
     context.set_checking(true);
     do {
       run_every_level(context, count);
@@ -330,7 +334,7 @@ class Session {
       context.set_level(Level{level});
       std::vector<std::string> names{std::string(first_stage)};
       const auto y = [&] {
-        const AtExit reset([&]() noexcept { context.set_stage_hook(nullptr, nullptr); });
+        const detail::AtExit reset([&]() noexcept { context.set_stage_hook(nullptr, nullptr); });
         context.set_stage_hook(&note_stage, &names);
         return compute(context, 0, count);
       }();

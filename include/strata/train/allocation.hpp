@@ -230,11 +230,7 @@ template <class Scalar>
   const double flop_bound = most_within(budget.flops, total_flops);
   const auto room = static_cast<std::size_t>(most_within(budget.weights, total_weights) - least_weights);
   std::vector<std::size_t> sizes;
-  std::size_t candidates = 0;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    sizes.push_back(std::max(least[l], ranking[l].size()));
-    candidates += sizes[l] - least[l];
-  }
+  for (std::size_t l = 0; l < layers.size(); ++l) sizes.push_back(std::max(least[l], ranking[l].size()));
   const auto score = [&](std::size_t l, std::size_t i, double price) {
     return layers[l].magnitude(ranking[l][i]) / layers[l].scale -
            price * static_cast<double>(layers[l].weight->uses) / most_uses;
