@@ -165,6 +165,7 @@ template <class Score>
 [[nodiscard]] inline double most_within(double share, double total) {
   double count = std::floor(share * total);
   while (count < total && (count + 1) / total <= share) ++count;
+  while (count > 0 && count / total > share) --count;
   return count;
 }
 
