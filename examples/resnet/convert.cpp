@@ -55,8 +55,8 @@ std::string read_labels(const std::string& path, index_t classes) {
 void run(const Options& options) {
   const auto budgets = examples::parse_levels(options.levels);
   const auto levels = static_cast<int>(budgets.size());
-  const bool small = resnet::config_named(options.network, 1, {1, 1, 1}).value().stem == resnet::Stem::small;
-  const index_t size = options.size > 0 ? options.size : (small ? 32 : 224);
+  const resnet::Stem stem = resnet::config_named(options.network, 1, {1, 1, 1}).value().stem;
+  const index_t size = options.size > 0 ? options.size : (stem == resnet::Stem::photograph ? 224 : 32);
   const strata::Archive state_dict = train::read_state_dict(options.input).value();
   auto loaded = resnet::network_from(state_dict, options.network, size, size);
   if (!loaded) strata::raise(loaded.error().within(options.input));
@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
   app.add_option("output", options.output, "model file to write")->required();
   app.add_option("--network", options.network, "resnet18, 34, 50, 101, 152; resnet20, 32, 44, 56, 110; resnet50-small")
       ->capture_default_str();
-  app.add_option("--size", options.size, "height and width of pictures (224, or 32 behind the small stem)")
+  app.add_option("--size", options.size, "height and width of pictures (224, or 32 behind a stem for small ones)")
       ->check(CLI::Range(1, 4096));
   app.add_option("--levels", options.levels, "weights:flops of each level as fractions, sparsest first")
       ->capture_default_str();

@@ -1,6 +1,8 @@
 // Trains a ResNet with nested levels on CIFAR-10 or Fashion-MNIST and reports what every level reaches.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
+#include <cstddef>
 #include <cstdio>
 #include <filesystem>
 #include <span>
@@ -179,6 +181,27 @@ Model save(const TrainingNet& network, int levels, const examples::NamedSplit& d
   return strata::load<resnet::ResNet>(path, {.self_check = true});
 }
 
+/// Rows as they become known. Each is told on stderr: many paths take longer to judge than a terminal should be silent.
+class Judged {
+ public:
+  void add(Row row) {
+    const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+    rows.push_back(std::move(row));
+    const Row& last = rows.back();
+    std::fprintf(stderr, "judged: %s%s, %.2f %% (%.0f s", last.level == "dense" ? "" : "level ", last.level.c_str(),
+                 100 * last.accuracy, seconds);
+    if (expected > rows.size()) std::fprintf(stderr, ", %zu to go", expected - rows.size());
+    std::fprintf(stderr, ")\n");
+  }
+
+  std::vector<Row> rows;
+  std::size_t expected = 0;  ///< rows in the end
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start_ = Clock::now();
+};
+
 /// One run of one recipe under the file name `name`; its rows, or none if it was stopped. `first_level`: what the
 /// recipe's level 0 is called.
 std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& data,
@@ -206,13 +229,13 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
 
   const auto epochs =
       static_cast<double>(trainer.steps()) / static_cast<double>(strata::ceil_div(training.size(), recipe.batch));
-  std::vector<Row> rows;
+  Judged judged;
   const TrainingNet& dense_network = trainer.dense() != nullptr ? *trainer.dense() : network;
   const Model dense = save(dense_network, 1, data, task, pool, options.out + "/" + name + "-dense.safetensors");
   const double dense_accuracy = examples::accuracy(dense, data.split.test, Level{0}, options.threads);
-  rows.push_back({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs,
-                  budgets.empty() ? done.seconds : done.dense_seconds});
-  if (budgets.empty()) return rows;
+  judged.add({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs,
+              budgets.empty() ? done.seconds : done.dense_seconds});
+  if (budgets.empty()) return judged.rows;
   const auto counts = train::count_layers<float>(network, trainer.levels());
   (void)strata::check_within(counts, recipe.levels).value();
   const std::string path = options.out + "/" + name + ".safetensors";
@@ -220,20 +243,22 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   const auto stored = examples::stored_counts(model, counts, path);
   for (int level = model.levels() - 1; level >= 0; --level) {
     const auto& count = stored[static_cast<std::size_t>(level)];
-    rows.push_back({std::to_string(first_level + level),
-                    examples::accuracy(model, data.split.test, Level{level}, options.threads), count.weight_share(),
-                    count.flop_share(), epochs, done.seconds});
+    judged.add({std::to_string(first_level + level),
+                examples::accuracy(model, data.split.test, Level{level}, options.threads), count.weight_share(),
+                count.flop_share(), epochs, done.seconds});
   }
-  if (!options.switches) return rows;
+  if (!options.switches) return judged.rows;
   const auto stages = strata::Session<Model>(model, {}).stages();
+  const auto levels = static_cast<std::size_t>(model.levels());
+  judged.expected = judged.rows.size() + levels * (levels - 1) / 2 * (stages.size() - 1);
   for (int from = model.levels() - 1; from > 0; --from)
     for (int to = from - 1; to >= 0; --to)
       for (std::size_t stage = 1; stage < stages.size(); ++stage)
-        rows.push_back({std::to_string(from) + ">" + std::to_string(to) + " at " + stages[stage],
-                        examples::accuracy_with_switch(model, data.split.test, Level{from}, Level{to},
-                                                       static_cast<int>(stage), options.threads),
-                        0, 0, epochs, done.seconds});
-  return rows;
+        judged.add({std::to_string(from) + ">" + std::to_string(to) + " at " + stages[stage],
+                    examples::accuracy_with_switch(model, data.split.test, Level{from}, Level{to},
+                                                   static_cast<int>(stage), options.threads),
+                    0, 0, epochs, done.seconds});
+  return judged.rows;
 }
 
 int run(const Options& options) {

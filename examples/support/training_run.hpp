@@ -138,6 +138,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     strata::train::Progress progress;
     progress.phase = trainer.phase_name();
     passes += trainer.passes_of_step();
+    const bool is_dense = trainer.dense() == nullptr;
     progress.loss = trainer.step();
     clock.step();
     progress.step = trainer.steps_done();
@@ -145,7 +146,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     progress.seconds = clock.seconds();
     progress.seconds_left = progress.seconds / passes * trainer.passes_left();
     progress.samples_per_second = static_cast<double>((progress.step - first) * batch) / progress.seconds;
-    if (trainer.dense() == nullptr) result.dense_seconds = before + progress.seconds;
+    if (is_dense) result.dense_seconds = before + progress.seconds;
     line(progress);
     epoch_loss += progress.loss;
     ++epoch_steps;
