@@ -138,7 +138,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     strata::train::Progress progress;
     progress.phase = trainer.phase_name();
     passes += trainer.passes_of_step();
-    const bool is_dense = trainer.dense() == nullptr;
+    const bool is_dense = progress.phase == "dense";
     progress.loss = trainer.step();
     clock.step();
     progress.step = trainer.steps_done();

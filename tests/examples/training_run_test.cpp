@@ -105,3 +105,31 @@ TEST_CASE("a training run stops when it is told to and goes on with its time") {
   }
   std::filesystem::remove(checkpoint);
 }
+
+TEST_CASE("the time of the dense phase is that of its steps") {
+  const train::Dataset data = noise(64);
+  for (const double epochs : {1.0, 0.0}) {
+    SlowTask task(data);
+    Net network({.width = 8});
+    train::initialise(network, 1);
+    train::Recipe recipe;
+    recipe.levels = {{.weights = 0.5, .flops = 0.5}};
+    recipe.batch = 8;
+    recipe.dense_epochs = epochs;
+    recipe.prune_epochs = recipe.fixed_epochs = 1;
+    recipe.tune_epochs = 0;
+    strata::SerialExecutor executor;
+    train::Trainer<Net, SlowTask> trainer(network, task, recipe, executor);
+    // Slow is the last dense step, or the first one with levels where there is none.
+    task.number = task.batches + (epochs > 0 ? 8 : 1);
+    const std::string checkpoint = temporary();
+    const auto result = examples::run_training(trainer, 8, {.checkpoint = checkpoint, .steps_per_epoch = 8});
+    CHECK(result.finished);
+    CHECK(result.seconds >= task.seconds);
+    if (epochs > 0)
+      CHECK(result.dense_seconds >= task.seconds);
+    else
+      CHECK(result.dense_seconds == 0);
+    std::filesystem::remove(checkpoint);
+  }
+}
