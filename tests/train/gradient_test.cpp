@@ -2,6 +2,7 @@
 // the same weights; the same bits on any number of threads.
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <random>
 
 #include <strata/runtime/session.hpp>
@@ -127,6 +128,26 @@ TEST_CASE("gradients of convolutions agree with finite differences") {
                                      [&](Context& context, const Tensor& x) { return layer(context, x); }) < 1e-5);
             }
           }
+}
+
+TEST_CASE("max pooling passes a NaN on and keeps gradients inside the window") {
+  const Family::MaxPool2d pool(strata::PoolOptions{.kernel = 2, .stride = 2});
+  strata::SerialExecutor executor;
+  Context context(executor);
+  context.begin(Level{0});
+  Tensor x = context.make(1, {1, 2, 6}, true);
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const double nan = std::nan("");
+  const double rows[2][6] = {{1, 2, nan, 9, -infinity, -infinity}, {4, 3, 5, 6, -infinity, -infinity}};
+  for (index_t i = 0; i < 12; ++i) x.value()[i] = rows[i / 6][i % 6];
+  const Tensor y = pool(context, x);
+  CHECK(y.value()[0] == 4);
+  CHECK(std::isnan(y.value()[1]));
+  CHECK(y.value()[2] == -infinity);
+  for (index_t i = 0; i < 3; ++i) y.gradient()[i] = static_cast<double>(i + 1);
+  context.backward();
+  const double gradient[2][6] = {{0, 0, 2, 0, 3, 0}, {1, 0, 0, 0, 0, 0}};
+  for (index_t i = 0; i < 12; ++i) CHECK(x.gradient()[i] == gradient[i / 6][i % 6]);
 }
 
 TEST_CASE("gradients of the other layers agree with finite differences") {

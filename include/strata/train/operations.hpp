@@ -562,7 +562,8 @@ template <class Scalar>
 
 }  // namespace detail
 
-/// Maximum or mean of windows; a mean counts the pixels inside the picture only.
+/// Maximum or mean of windows; a mean counts the pixels inside the picture only. A NaN in a window is its maximum, so
+/// that a run that diverges shows in the loss; among equals the first pixel takes the gradient.
 template <bool maximum, class Scalar>
 [[nodiscard]] Tensor<Scalar> pool(Context<Scalar>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
   const Shape in = x.shape();
@@ -589,12 +590,14 @@ template <bool maximum, class Scalar>
             const index_t to = ((image * out.height + oy) * out.width + ox) * out.channels;
             for (index_t c = 0; c < in.channels; ++c) {
               Scalar best = maximum ? -std::numeric_limits<Scalar>::infinity() : Scalar{0};
+              if constexpr (maximum)
+                (*winners)[static_cast<std::size_t>(to + c)] = static_cast<std::int32_t>(y0 * in.width + x0);
               for (index_t sy = y0; sy < y1; ++sy)
                 for (index_t sx = x0; sx < x1; ++sx) {
                   const index_t from = ((image * in.height + sy) * in.width + sx) * in.channels + c;
                   const Scalar value = x.value()[from];
                   if constexpr (maximum) {
-                    if (value > best) {
+                    if (value > best || std::isnan(value)) {
                       best = value;
                       (*winners)[static_cast<std::size_t>(to + c)] = static_cast<std::int32_t>(sy * in.width + sx);
                     }
