@@ -69,6 +69,12 @@ void run(const Options& options) {
   if (!options.deviation.empty()) preparation.deviation = options.deviation;
   std::map<std::string, std::string> metadata;
   preparation.store(metadata);
+  const auto require_one_a_channel = [&](const char* option, const std::vector<double>& numbers) {
+    if (numbers.empty() || static_cast<strata::index_t>(numbers.size()) == shape.channels) return;
+    strata::raise(strata::Error({option}, {shape.channels, " numbers, one a channel"}, {numbers.size()}));
+  };
+  require_one_a_channel("--mean", options.mean);
+  require_one_a_channel("--deviation", options.deviation);
   (void)examples::Preparation::from(metadata, shape.channels).value();
   if (!options.labels.empty()) metadata["labels"] = read_labels(options.labels, network.config().classes);
   std::vector<std::vector<float>> pictures;
@@ -110,9 +116,11 @@ int main(int argc, char** argv) {
   CLI::App app{
       "Prunes a ResNet from a PyTorch state_dict (safetensors, dense or sparse) to nested levels, by magnitude and "
       "without training."};
-  app.add_option("input", options.input, "state_dict as safetensors, F32 or F64")->required();
+  app.add_option("input", options.input, "state_dict as safetensors, F32, F64, F16 or BF16")->required();
   app.add_option("output", options.output, "model file to write")->required();
-  app.add_option("--network", options.network, "resnet18, 34, 50, 101, 152; resnet20, 32, 44, 56, 110; resnet50-small")
+  app.add_option(
+         "--network", options.network,
+         "resnet18, 34, 50, 101, 152; resnet20, 32, 44, 56, 110; resnet18-small, resnet50-small, resnet50-halving")
       ->capture_default_str();
   app.add_option("--size", options.size, "height and width of pictures (224, or 32 behind a stem for small ones)")
       ->check(CLI::Range(1, 4096));

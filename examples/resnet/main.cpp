@@ -56,8 +56,8 @@ int main(int argc, char** argv) {
       resnet::run_benchmark(timing);
     } else {
       if (pictures.pictures.empty())
-        strata::raise(
-            strata::Error("arguments", "a model file and pictures, or --benchmark (--help tells more)", "none"));
+        strata::raise(strata::Error("arguments", "a model file and pictures, or --benchmark (--help tells more)",
+                                    pictures.model.empty() ? "none" : "a model file only"));
       pictures.threads = threads;
       resnet::classify(pictures);
     }

@@ -334,7 +334,7 @@ int main(int argc, char** argv) {
   app.add_option("--arm", options.arm, "joint, bottom-up, single (a model of its own for each level) or dense")
       ->check(CLI::IsMember({"joint", "bottom-up", "single", "dense"}))
       ->capture_default_str();
-  app.add_option("--level", options.level, "single: this level only")->check(CLI::Range(0, 254));
+  app.add_option("--level", options.level, "single: this level only")->check(CLI::Range(0, strata::max_levels - 1));
   app.add_option("--epochs", options.epochs, "in all; half of them dense")
       ->check(CLI::Range(0.01, 10000.0))
       ->capture_default_str();
@@ -373,8 +373,11 @@ int main(int argc, char** argv) {
   app.add_flag("--switches", options.switches, "judge paths that drop to a lower level at each stage as well");
   app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
   app.add_option("--stop-after", options.stop_after, "seconds after which the run saves itself and ends; 0: never")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--checkpoint-seconds", options.checkpoint_seconds, "between two saves")->capture_default_str();
+  app.add_option("--checkpoint-seconds", options.checkpoint_seconds, "between two saves")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {
     examples::stop_on_signals();

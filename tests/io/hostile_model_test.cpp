@@ -491,15 +491,16 @@ TEST_CASE("format versions and numbers of levels that are not known are errors t
   CHECK(refused([&](json& h) { h["__metadata__"].erase(levels); }) == "metadata " + levels);
   CHECK(refused_metadata(levels, "1") == "metadata strata.stratum_end.0");
   CHECK(refused_metadata(levels, "3") == "metadata strata.stratum_end.2");
-  CHECK(refused_metadata(levels, "255") == "metadata strata.stratum_end.2");
-  for (const int more : {3, 16, 17, 255}) {  // up to 16 levels the next matrix is missing, beyond it is too many
+  CHECK(refused_metadata(levels, "16") == "metadata strata.stratum_end.2");
+  CHECK(refused_metadata(levels, "17") == "metadata " + levels);
+  for (const int more : {3, 16, 17, 255}) {  // up to 16 levels the next matrix is missing, beyond they are too many
     INFO(more);
     CHECK(refused([&](json& h) {
             json& metadata = h["__metadata__"];
             metadata[levels] = std::to_string(more);
             for (int s = 2; s < more; ++s)
               metadata["strata.stratum_end." + std::to_string(s)] = metadata["strata.stratum_end.1"];
-          }) == (more > 16 ? "conv.weight" : "conv.weight.values.2"));
+          }) == (more > 16 ? "metadata " + levels : "conv.weight.values.2"));
   }
 }
 

@@ -61,7 +61,7 @@ TEST_CASE("budgets that no network can have are refused, naming the level") {
   CHECK(check_budgets(std::vector<LevelBudget>{{0.0538, 0.0447}, {0.1338, 0.1497}}).ok());
   CHECK(check_budgets(std::vector<LevelBudget>{{0.1, 0.1}, {0.1, 0.2}, {1, 1}}).ok());
   CHECK(check({}).found() == "0 levels");
-  CHECK(check(std::vector<LevelBudget>(256)).found() == "256 levels");
+  CHECK(check(std::vector<LevelBudget>(17)).found() == "17 levels");
   const double not_a_number = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();
   for (const double bad : {0.0, -0.5, 1.0000001, not_a_number, infinity, -infinity}) {

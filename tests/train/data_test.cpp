@@ -77,6 +77,9 @@ TEST_CASE("a dataset is checked for pictures, pixels and labels that fit togethe
   data = good;
   data.classes = 0;
   CHECK_FALSE(data.check().ok());
+  data.shape = {};
+  CHECK(data.check().error().expected() == "a shape of at least 1 x 1 x 1");
+  data = good;
   data.classes = 256;
   data.labels[0] = 255;
   CHECK(data.check().ok());
@@ -138,6 +141,13 @@ TEST_CASE("a slice holds its pictures, labels and the normalisation of the whole
       CHECK(moved(part, i, 0, 0, false) == moved(data, first + i, 0, 0, false));
     }
   }
+}
+
+TEST_CASE("a slice beyond the pictures is an error") {
+  const Dataset data = pictures(10, {2, 3, 4}, 4);
+  for (const auto& [first, last] : {std::pair<index_t, index_t>{0, 11}, {-1, 5}, {6, 5}, {11, 12}})
+    CHECK_THROWS_WITH(data.slice(first, last), "slice of a dataset: expected a range within 0 to 10, found " +
+                                                   std::to_string(first) + " to " + std::to_string(last));
 }
 
 TEST_CASE("a batch holds the pictures and labels asked for, in that order and as often") {

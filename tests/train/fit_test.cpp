@@ -72,6 +72,51 @@ struct WholeStemNet {
   typename Family::Linear fc{strata::LinearOptions{.in_features = 8, .out_features = 5}};
 };
 
+/// Two convolutions, of which `visit` may forget one, the second with the first's output as residual.
+template <class Family>
+struct TwoConvolutions {
+  struct Config {
+    bool forgetful = false;
+    index_t kernel = 3;
+    index_t padding = 1;
+    index_t middle = 8;
+    bool average = true;
+    template <class V>
+    void visit(V&& v) {
+      v("forgetful", forgetful);
+      v("kernel", kernel);
+      v("padding", padding);
+      v("middle", middle);
+      v("average", average);
+    }
+  };
+  static constexpr std::string_view architecture = "two convolutions";
+
+  explicit TwoConvolutions(const Config& options)
+      : config_(options),
+        first({.in_channels = 1, .out_channels = 8, .padding = 1}),
+        second(
+            {.in_channels = options.middle, .out_channels = 8, .kernel = options.kernel, .padding = options.padding}),
+        last({.in_channels = 8, .out_channels = 5, .kernel = 1}) {}
+  [[nodiscard]] const Config& config() const { return config_; }
+
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    const auto y = first(context, x);
+    const auto z = last(context, second(context, y, y));
+    return config_.average ? average(context, z) : z;
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("first", first);
+    if (!config_.forgetful) v("second", second);
+    v("fc", last);
+  }
+
+  Config config_;
+  typename Family::Conv2d first, second, last;
+  typename Family::GlobalAvgPool2d average;
+};
+
 /// A normalised layer behind dropout.
 template <class Family>
 struct DropoutBeforeNorm {
@@ -604,8 +649,67 @@ TEST_CASE("a network is saved with the levels that it has, and only if its outpu
   CHECK(refused(1) == "conv.weight: stratum map");
   network.fc.weight().value[0] = NAN;
   network.fc.weight().strata[0] = 0;
+  CHECK(refused(2) == "fc.weight, number 0");
+  network.fc.weight().value.setConstant(3e38F);
   CHECK(refused(2) == "output of level 0");
   CHECK(std::fopen(path.c_str(), "rb") == nullptr);
+}
+
+TEST_CASE("a network that forgets a layer or cannot take its pictures is refused before any work") {
+  const train::Dataset data = stripes(64);
+  strata::SerialExecutor executor;
+  const auto refused = [&](auto network) {
+    Task task(data);
+    try {
+      train::Trainer trainer(network, task, small_recipe(train::Arm::joint), executor);
+    } catch (const strata::Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("none");
+  };
+  using Family = train::Training<float>;
+  CHECK(refused(TwoConvolutions<Family>({})) == "none");
+  CHECK(refused(TwoConvolutions<Family>({.forgetful = true})) ==
+        "a layer with weights of 8 x 8 x 3 x 3: expected a name from the network's visit, found none: visit leaves the "
+        "layer out");
+  CHECK(refused(TwoConvolutions<Family>({.kernel = 17})) ==
+        "second.weight: expected 8 channels of at least 15 x 15 pixels, found 8 x 9 x 9");
+  CHECK(refused(TwoConvolutions<Family>({.middle = 7})) ==
+        "second.weight: expected 7 channels of at least 1 x 1 pixels, found 8 x 9 x 9");
+  CHECK(refused(TwoConvolutions<Family>({.padding = 0})) ==
+        "second.weight: expected a residual of shape 1 x 8 x 7 x 7, found 1 x 8 x 9 x 9");
+  CHECK(refused(TwoConvolutions<Family>({.average = false})) ==
+        "network: expected an output of 5 x 1 x 1, found 5 x 9 x 9");
+}
+
+TEST_CASE("options of a task that cannot work are errors") {
+  const train::Dataset data = stripes(8);
+  const auto refused = [&](const train::ClassificationOptions& options) {
+    try {
+      Task task(data, options);
+    } catch (const strata::Error& error) {
+      return error.where();
+    }
+    return std::string("none");
+  };
+  CHECK(refused({.variation = {.shift = 9, .hole = 99}, .smoothing = 0.99}) == "none");
+  CHECK(refused({.variation = {.shift = -1}}) == "variation.shift");
+  CHECK(refused({.variation = {.hole = -1}}) == "variation.hole");
+  CHECK(refused({.level_variation = train::Variation{.shift = -3}}) == "variation.shift");
+  for (const double smoothing : {-0.1, 1.0, 2.0, static_cast<double>(NAN)})
+    CHECK(refused({.smoothing = smoothing}) == "classification.smoothing");
+}
+
+TEST_CASE("accuracy is asked for at levels that there are and in batches of pictures") {
+  const train::Dataset data = stripes(8);
+  strata::SerialExecutor executor;
+  train::Context<float> context(executor);
+  Net network({.width = 24});
+  train::set_levels(network, 2);
+  CHECK(train::accuracy(network, context, data, Level{1}, 3) >= 0);
+  CHECK_THROWS_AS(train::accuracy(network, context, data, Level{2}), strata::Error);
+  CHECK_THROWS_AS(train::accuracy(network, context, data, Level{-1}), strata::Error);
+  CHECK_THROWS_AS(train::accuracy(network, context, data, Level{0}, 0), strata::Error);
 }
 
 TEST_CASE("recipes that cannot work are refused before any work") {
@@ -618,6 +722,8 @@ TEST_CASE("recipes that cannot work are refused before any work") {
   };
   CHECK(with([](auto& r) { r.batch = 0; }) == "recipe.batch");
   CHECK(with([](auto& r) { r.dense_rate = NAN; }) == "recipe.dense_rate");
+  CHECK(with([](auto& r) { r.dense_epochs = 1e300; }) == "recipe.dense_epochs");
+  CHECK(with([](auto& r) { r.levels.assign(17, {0.5, 0.5}); }) == "budgets");
   CHECK(with([](auto& r) { r.distillation = 1.5; }) == "recipe.distillation");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5}; }) == "recipe.dropout_factors");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5, 1.5}; }) == "recipe.dropout_factors");

@@ -1,9 +1,12 @@
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <random>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <strata/train/state_dict.hpp>
@@ -134,7 +137,7 @@ TEST_CASE("state_dicts that do not fit are refused by name") {
   for (const auto& view : good.arrays())
     if (view.name != "fc.bias") integers.add_view(view);
   integers.add<std::int64_t>("fc.bias", {5}, 0, std::vector<std::int64_t>(5));
-  CHECK(holds(error_of(integers), "fc.bias: expected type F32 or F64, found I64"));
+  CHECK(holds(error_of(integers), "fc.bias: expected type F32, F64, F16 or BF16, found I64"));
   CHECK(holds(error_of(good, [](const std::string& name) { return name == "bn.bias" ? "bn.weight" : name; }),
               "one array for the parameter bn.weight"));
   CHECK(holds(error_of(Archive()), "conv.weight"));
@@ -156,6 +159,45 @@ TEST_CASE("a state_dict may be renamed, in double precision, and have batch coun
   CHECK((other.conv.weight().value == net.conv.weight().value).all());
   archive.add<std::int64_t>("module.fc.num_batches_tracked", {}, 0, std::vector<std::int64_t>(1));
   CHECK_FALSE(train::from_state_dict(other, archive, rename).ok());  // fc has no norm
+}
+
+TEST_CASE("a state_dict may have numbers of 16 bits") {
+  const Net net = make_net();
+  const Archive good = train::to_state_dict(net, Level{0});
+  // 1.5, the largest, the least normal and the least subnormal number, minus zero; the same 1.5 first in both formats.
+  const std::vector<std::pair<strata::DataType, std::vector<std::uint16_t>>> kinds = {
+      {strata::DataType::f16, {0x3E00, 0x7BFF, 0x0400, 0x0001, 0x8000}},
+      {strata::DataType::bf16, {0x3FC0, 0x7F7F, 0x0080, 0x0001, 0x8000}}};
+  const std::vector<std::vector<float>> expected = {{1.5F, 65504, 6.103515625e-05F, 5.9604644775390625e-08F, -0.0F},
+                                                    {1.5F, 0x1.FEp127F, 0x1p-126F, 0x1p-133F, -0.0F}};
+  for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+    auto numbers = kinds[kind].second;
+    const auto archive = [&] {
+      Archive result;
+      for (const auto& view : good.arrays())
+        if (view.name != "fc.bias") result.add_view(view);
+      result.add_view({"fc.bias", kinds[kind].first, {5}, 0, std::as_bytes(std::span(numbers))});
+      return result;
+    };
+    Net other({});
+    REQUIRE(train::from_state_dict(other, archive()).ok());
+    for (index_t i = 0; i < 5; ++i) {
+      CHECK(other.fc.bias()->value[i] == expected[kind][static_cast<std::size_t>(i)]);
+      CHECK(std::signbit(other.fc.bias()->value[i]) == (i == 4));
+    }
+    numbers[2] = kind == 0 ? 0xFC00 : 0xFF80;  // minus infinity
+    CHECK(holds(error_of(archive()), "fc.bias, number 2: expected a finite number, found -inf"));
+    numbers[2] = kind == 0 ? 0x7C01 : 0x7F81;
+    CHECK(holds(error_of(archive()), "fc.bias, number 2: expected a finite number, found nan"));
+  }
+}
+
+TEST_CASE("a level that the network was not made ready for has no state_dict") {
+  Net net = make_net();
+  train::set_levels(net, 2);
+  CHECK_NOTHROW(train::to_state_dict(net, Level{1}));
+  CHECK_THROWS_WITH(train::to_state_dict(net, Level{2}), "bn: expected a level of 0 to 1, found 2");
+  CHECK_THROWS_WITH(train::to_state_dict(net, Level{-1}), "level: expected 0 or more, found -1");
 }
 
 TEST_CASE("layers of several matrices pass through a state_dict under PyTorch's names") {

@@ -19,14 +19,17 @@
 
 namespace strata {
 
-/// Element types of stored arrays; the names are those of safetensors.
-enum class DataType : std::uint8_t { u8, u16, u32, i32, i64, f32, f64 };
+/// Element types of stored arrays; the names are those of safetensors. Networks store neither f16 nor bf16, which
+/// state_dicts may have.
+enum class DataType : std::uint8_t { u8, u16, u32, i32, i64, f32, f64, f16, bf16 };
 
 [[nodiscard]] constexpr index_t size_of(DataType type) noexcept {
   switch (type) {
     case DataType::u8:
       return 1;
     case DataType::u16:
+    case DataType::f16:
+    case DataType::bf16:
       return 2;
     case DataType::u32:
     case DataType::i32:
@@ -56,6 +59,10 @@ enum class DataType : std::uint8_t { u8, u16, u32, i32, i64, f32, f64 };
       return "F32";
     case DataType::f64:
       return "F64";
+    case DataType::f16:
+      return "F16";
+    case DataType::bf16:
+      return "BF16";
   }
   return "?";
 }

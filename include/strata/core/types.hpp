@@ -21,6 +21,9 @@ struct Level {
   friend constexpr auto operator<=>(Level, Level) = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 errs
 };
 
+/// Most levels of a model: kernels pass over the strata of a row side by side.
+inline constexpr int max_levels = 16;
+
 /// The last switch of level in a run; without one from the level to itself.
 struct LevelSwitch {
   Level from;

@@ -101,6 +101,7 @@ inline constexpr int temporary_names = 1000;
 /// failed.
 [[nodiscard]] inline Status write_atomically(const std::string& path,
                                              const std::vector<std::span<const std::byte>>& pieces) {
+  if (path.empty()) return Error("file", "a path", "an empty one");
   const Result<std::string> target = detail::followed(path);
   if (!target) return target.error();
   std::string temporary;

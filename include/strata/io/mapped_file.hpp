@@ -27,8 +27,10 @@ namespace strata::io {
 /// The bytes of a file, at least 64-byte aligned, for as long as the object lives.
 class MappedFile {
  public:
-  /// Error: the file cannot be opened or read.
-  [[nodiscard]] STRATA_COLD static Result<std::shared_ptr<const MappedFile>> open(const std::string& path) {
+  /// `mapped` false: read into memory, so that the file may change afterwards. Error: the file cannot be opened or
+  /// read.
+  [[nodiscard]] STRATA_COLD static Result<std::shared_ptr<const MappedFile>> open(const std::string& path,
+                                                                                  bool mapped = true) {
     if (path.empty()) return Error("file", "a path", "an empty one");
     std::shared_ptr<MappedFile> file(new MappedFile());
 #if defined(STRATA_HAS_MMAP)
@@ -40,27 +42,29 @@ class MappedFile {
       ::close(descriptor);
       return Error(path, "a regular file", "something else");
     }
-    file->size_ = static_cast<std::size_t>(status.st_size);
-    if (file->size_ > 0) {
-      void* memory = ::mmap(nullptr, file->size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (mapped && status.st_size > 0) {
+      const auto size = static_cast<std::size_t>(status.st_size);
+      void* memory = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
       if (memory == MAP_FAILED) {
         const int reason = errno;
         ::close(descriptor);
         return Error(path, "a file that can be mapped", std::strerror(reason));
       }
       file->data_ = static_cast<const std::byte*>(memory);
+      file->size_ = size;
+      file->mapped_ = true;
     }
     ::close(descriptor);
-#else
+    if (mapped) return std::shared_ptr<const MappedFile>(std::move(file));
+#endif
     std::ifstream stream(path, std::ios::binary | std::ios::ate);
     if (!stream) return Error(path, "a readable file", "none");
     file->size_ = static_cast<std::size_t>(stream.tellg());
     stream.seekg(0);
-    auto* memory = static_cast<std::byte*>(::operator new (file->size_ + 1, std::align_val_t{64}));
+    auto* memory = static_cast<std::byte*>(::operator new(file->size_ + 1, alignment));
     file->data_ = memory;
     if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(file->size_)))
       return Error({path}, {file->size_, " readable bytes"}, {"fewer"});
-#endif
     return std::shared_ptr<const MappedFile>(std::move(file));
   }
 
@@ -68,10 +72,12 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile() {
 #if defined(STRATA_HAS_MMAP)
-    if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
-#else
-    ::operator delete (const_cast<std::byte*>(data_), std::align_val_t{64});
+    if (mapped_) {
+      ::munmap(const_cast<std::byte*>(data_), size_);
+      return;
+    }
 #endif
+    ::operator delete(const_cast<std::byte*>(data_), alignment);
   }
 
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
@@ -81,8 +87,11 @@ class MappedFile {
  private:
   MappedFile() = default;
 
+  static constexpr std::align_val_t alignment{64};
+
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  bool mapped_ = false;  ///< else from `operator new`
 };
 
 }  // namespace strata::io

@@ -54,8 +54,8 @@ namespace detail {
     return Error({"metadata ", format_key}, {"version ", format_version}, {"version ", version->second});
   Result<std::uint64_t> levels = metadata_number(contents.archive, std::string(levels_key));
   if (!levels) return levels.error();
-  if (levels.value() < 1 || levels.value() > StratumMap::max_levels)
-    return Error({"metadata ", levels_key}, {"1 to 255"}, {levels.value()});
+  if (levels.value() < 1 || levels.value() > max_levels)
+    return Error({"metadata ", levels_key}, {"1 to ", max_levels}, {levels.value()});
   std::vector<std::uint64_t> ends;
   for (std::uint64_t level = 0; level < levels.value(); ++level) {
     Result<std::uint64_t> end =
@@ -112,28 +112,28 @@ namespace detail {
   return archive;
 }
 
-/// `parse_model` of a file, mapped. Errors name the file.
-[[nodiscard]] STRATA_COLD inline Result<Archive> read_model(const std::string& path) {
-  auto file = MappedFile::open(path);
+/// `parse_model` of a file, mapped or read. Errors name the file.
+[[nodiscard]] STRATA_COLD inline Result<Archive> read_model(const std::string& path, bool mapped = true) {
+  auto file = MappedFile::open(path, mapped);
   if (!file) return file.error();
   Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
   if (!archive) return archive.error().within(path);
 #if defined(STRATA_HAS_MMAP)
-  archive.value().set_mapped(file.value()->bytes());
+  if (mapped) archive.value().set_mapped(file.value()->bytes());
 #endif
   return archive;
 }
 
 /// Writes `archive` as a model file; an old file of that name stays whole until the new one is. Errors, before anything
-/// is written: no level or more than 255, a stratum beyond the archive's levels, a name or a metadata key that the
-/// format reserves, a text that is not UTF-8, a shape that has too many extents or does not fit the array's bytes,
+/// is written: no level or more than `max_levels`, a stratum beyond the archive's levels, a name or a metadata key that
+/// the format reserves, a text that is not UTF-8, a shape that has too many extents or does not fit the array's bytes,
 /// names and metadata beyond `max_header_bytes`. Error: writing that fails.
 [[nodiscard]] inline Status write_model(const Archive& archive, const std::string& path) {
   std::vector<const ArrayView*> arrays;
   std::vector<bool> new_section;
   std::vector<std::size_t> counts;
-  if (archive.levels() < 1 || archive.levels() > StratumMap::max_levels)
-    return Error({path}, {"1 to ", StratumMap::max_levels, " levels"}, {archive.levels()});
+  if (archive.levels() < 1 || archive.levels() > max_levels)
+    return Error({path}, {"1 to ", max_levels, " levels"}, {archive.levels()});
   for (const ArrayView& view : archive.arrays()) {
     if (view.stratum < 0 || view.stratum >= archive.levels())
       return Error({path, ": ", view.name}, {"a stratum below ", archive.levels()}, {view.stratum});
@@ -283,14 +283,18 @@ template <class Model>
 
 struct LoadOptions {
   bool self_check = false;  ///< replay the stored input at every level and compare
+  /// Weights are used where they lie in the file, which then must not change while the model is in use: replace it by
+  /// another (as `save` and `mv` do), never write into it (as `cp` does). False: the file is read into memory of the
+  /// model's own, and memory of upper levels cannot be given back.
+  bool mapped = true;
 };
 
-/// The network `Net` from a model file, or from a prefix of one that ends with a level. The file is mapped; weights are
-/// used where they lie. Errors name the file, the array, what was expected and what was found.
+/// The network `Net` from a model file, or from a prefix of one that ends with a level. Errors name the file, the
+/// array, what was expected and what was found.
 template <template <class> class Net, class Family = Inference<>>
 [[nodiscard]] STRATA_COLD Result<Model<Net, Family>> try_load(const std::string& path,
                                                               const LoadOptions& options = {}) {
-  Result<Archive> archive = io::read_model(path);
+  Result<Archive> archive = io::read_model(path, options.mapped);
   if (!archive) return archive.error();
   auto model = Model<Net, Family>::from_archive(archive.value());
   if (!model) return model.error().within(path);

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <optional>
 #include <span>
 #include <string>
@@ -147,12 +146,10 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
     append_json(text, name);
     return text += ": ";
   };
-  char model[17];
-  std::snprintf(model, sizeof(model), "%016llx", static_cast<unsigned long long>(profile.key.model));
   append_json(member("format"), profile_format);
   member("version") += std::to_string(profile_version);
   append_json(member("architecture"), profile.key.architecture);
-  append_json(member("model"), model);
+  append_json(member("model"), fingerprint_text(profile.key.model));
   member("level_weights") += '[';
   for (std::size_t i = 0; i < profile.key.level_nnz.size(); ++i)
     text += (i == 0 ? "" : ", ") + std::to_string(profile.key.level_nnz[i]);

@@ -45,8 +45,8 @@ struct SafetensorsContents {
 namespace detail {
 
 [[nodiscard]] STRATA_COLD inline std::optional<DataType> data_type_named(const std::string& name) {
-  for (const DataType type :
-       {DataType::u8, DataType::u16, DataType::u32, DataType::i32, DataType::i64, DataType::f32, DataType::f64})
+  for (const DataType type : {DataType::u8, DataType::u16, DataType::u32, DataType::i32, DataType::i64, DataType::f32,
+                              DataType::f64, DataType::f16, DataType::bf16})
     if (name == name_of(type)) return type;
   return std::nullopt;
 }
@@ -89,7 +89,7 @@ struct Entry {
   const std::optional<std::string> type_name = dtype->text();
   if (!type_name) return Error(name, "a dtype", "something that is not text");
   const auto type = data_type_named(*type_name);
-  if (!type) return Error(name, "a dtype of U8, U16, U32, I32, I64, F32, F64", *type_name);
+  if (!type) return Error(name, "a dtype of U8, U16, U32, I32, I64, F16, BF16, F32, F64", *type_name);
   entry.view.type = *type;
   const auto extents = shape->elements(max_extents);
   if (!extents) return Error({name}, {"a shape of at most ", max_extents, " extents"}, {"something else"});

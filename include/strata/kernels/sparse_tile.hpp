@@ -27,7 +27,7 @@ struct StratumCursor {
 };
 
 /// Strata that one kernel call can walk without allocating; matrices with more levels are refused when loaded.
-inline constexpr int max_strata = 16;
+inline constexpr int max_strata = max_levels;
 
 /// Strata that a kernel walks at once; more levels take more passes, because every kernel costs compile time.
 inline constexpr int strata_of_a_pass = 2;

@@ -14,6 +14,7 @@
 #include <strata/core/executor.hpp>
 #include <strata/core/tensor.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/module.hpp>
 #include <strata/layers/path_choice.hpp>
 
 namespace strata {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -59,10 +60,46 @@ template <class Number>
 
 }  // namespace detail
 
+namespace detail {
+
+/// Becomes any number; only used to ask how many an aggregate has.
+struct AnyNumber {
+  template <class Number>
+  requires(std::is_arithmetic_v<Number> || std::is_enum_v<Number>) constexpr operator Number()
+      const noexcept;  // NOLINT(google-explicit-constructor)
+};
+
+/// How many numbers the aggregate `T` begins with; 0 for other types.
+template <class T, class... Numbers>
+[[nodiscard]] consteval int count_numbers() {
+  if constexpr (!std::is_aggregate_v<T>) {
+    return 0;
+  } else if constexpr (requires { T{Numbers{}..., AnyNumber{}}; }) {
+    return count_numbers<T, Numbers..., AnyNumber>();
+  } else {
+    return static_cast<int>(sizeof...(Numbers));
+  }
+}
+
+}  // namespace detail
+
+/// Errors: a config whose `visit` names fewer numbers than the struct has, so that some would not be stored.
+template <class Network>
+[[nodiscard]] STRATA_COLD Status check_config() {
+  typename Network::Config config;
+  int visited = 0;
+  config.visit([&](const char*, auto&) { ++visited; });
+  constexpr int numbers = detail::count_numbers<typename Network::Config>();
+  if (visited >= numbers) return success();
+  return Error({"config of ", Network::architecture}, {"a visit that names all its ", numbers, " numbers"}, {visited});
+}
+
 /// Writes every parameter of `network`, whose layers are of the training family, into `archive` for levels 0 ..
-/// levels-1, together with the architecture's name and config. Raises: two layers of one name.
+/// levels-1, together with the architecture's name and config. Raises: two layers of one name, numbers that are not
+/// finite, what `check_config` finds.
 template <class Network>
 [[nodiscard]] Archive to_archive(const Network& network, int levels) {
+  (void)check_config<Network>().value();
   Archive archive;
   archive.set_levels(levels);
   archive.metadata()[std::string(architecture_key)] = std::string(Network::architecture);
@@ -74,7 +111,15 @@ template <class Network>
   });
   ParameterSink sink(archive);
   for_each_layer(network, [&](const std::string& name, const std::string& norm_name, const auto& layer) {
-    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.store(name, norm_name, sink);
+    using Layer = std::remove_cvref_t<decltype(layer)>;
+    if constexpr (Layer::has_parameters) {
+      const_cast<Layer&>(layer).for_each_parameter(name, norm_name, [](const auto& parameter) {  // only names change
+        for (index_t i = 0; i < parameter.value.size(); ++i)
+          if (!std::isfinite(parameter.value[i]))
+            raise(Error({parameter.name, ", number ", i}, {"a finite number"}, {parameter.value[i]}));
+      });
+      layer.store(name, norm_name, sink);
+    }
   });
   return archive;
 }

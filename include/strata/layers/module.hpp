@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 
 namespace strata {
@@ -33,6 +34,11 @@ template <class T>
 concept Composite = requires(T& module) {
   module.visit(AnyVisitor{});
 };
+
+/// The error of a `layer` that runs although no `visit` names it, so that it is neither trained, stored nor loaded.
+[[nodiscard]] STRATA_COLD inline Error left_out(Error::Text layer) {
+  return {layer, {"a name from the network's visit"}, {"none: visit leaves the layer out"}};
+}
 
 inline std::string joined(const std::string& prefix, const std::string& name) {
   return prefix.empty() ? name : prefix + "." + name;

@@ -95,6 +95,19 @@ STRATA_COLD inline void require_at_least(index_t least, const Pair& value, const
     raise(Error({where}, {what, " of at least ", least}, {value.h, " x ", value.w}));
 }
 
+/// The error of pictures `in` that the convolution `name` cannot take.
+[[nodiscard]] STRATA_COLD inline Error wrong_input(const std::string& name, const Conv2dOptions& options, Shape in) {
+  const auto least = [](index_t dilation, index_t kernel, index_t padding) {
+    const index_t extent = dilation * (kernel - 1) + 1 - 2 * padding;
+    return extent > 1 ? extent : 1;
+  };
+  return {
+      {name},
+      {options.in_channels, " channels of at least ", least(options.dilation.h, options.kernel.h, options.padding.h),
+       " x ", least(options.dilation.w, options.kernel.w, options.padding.w), " pixels"},
+      {text(in)}};
+}
+
 }  // namespace detail
 
 /// Raises for options that describe no layer: channels, kernel, stride, dilation or groups below 1, negative padding,

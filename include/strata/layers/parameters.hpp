@@ -3,10 +3,12 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -69,9 +71,12 @@ class ParameterSink {
 
   [[nodiscard]] int levels() const noexcept { return archive_.levels(); }
 
-  /// A whole array that `stratum` and all above need. Error: the name is taken.
+  /// A whole array that `stratum` and all above need. Raises: the name is taken, a number that is not finite.
   template <class T>
   void array(const std::string& name, std::vector<index_t> shape, int stratum, std::span<const T> values) {
+    if constexpr (std::is_floating_point_v<T>)
+      for (std::size_t i = 0; i < values.size(); ++i)
+        if (!std::isfinite(values[i])) raise(Error({name, ", number ", i}, {"a finite number"}, {values[i]}));
     if (!archive_.add(name, std::move(shape), stratum, values)) raise(Error(name, "a name of its own", "it is taken"));
   }
 

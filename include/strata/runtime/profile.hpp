@@ -121,6 +121,14 @@ inline constexpr std::string_view first_stage = "input";
   return part == 0 ? std::string(stage) : std::string(stage) + " #" + std::to_string(part + 1);
 }
 
+/// A model's fingerprint as profile files have it: 16 hexadecimal digits.
+[[nodiscard]] inline std::string fingerprint_text(std::uint64_t fingerprint) {
+  std::string text(16, '0');
+  for (auto digit = text.rbegin(); digit != text.rend(); ++digit, fingerprint >>= 4U)
+    *digit = "0123456789abcdef"[fingerprint & 15U];
+  return text;
+}
+
 /// Success if `profile` is whole and belongs to `key` with the stages `names`. Errors, in this order: another model,
 /// level set, thread count, batch, micro-batch, instruction set; stages or levels missing, left over or of another
 /// name; times that are no times.
@@ -134,8 +142,8 @@ inline constexpr std::string_view first_stage = "input";
   if (profile.key.architecture != key.architecture)
     return Error("profile: architecture", key.architecture, profile.key.architecture);
   if (profile.key.model != key.model)
-    return Error({"profile: model"}, {"the model of fingerprint ", key.model},
-                 {profile.key.model, ": measured with another model"});
+    return Error({"profile: model"}, {"the model of fingerprint ", fingerprint_text(key.model)},
+                 {fingerprint_text(profile.key.model), ": measured with another model"});
   if (profile.key.level_nnz != key.level_nnz)
     return Error("profile: level set", list(key.level_nnz), list(profile.key.level_nnz));
   if (profile.key.threads != key.threads) return Error("profile: threads", key.threads, profile.key.threads);

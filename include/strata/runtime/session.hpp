@@ -87,8 +87,9 @@ class Session {
 
   /// Runs every level once: shapes are checked and the arena gets all memory it will need. Levels whose memory was
   /// released are read from the file for it and released again.
-  /// Raises: threads or batch below 1, an input of more than `max_elements`, layers whose shapes do not fit together
-  /// (names the layer).
+  /// Raises: threads or batch below 1, more threads than the system has, an input of more than `max_elements`, layers
+  /// whose shapes do not fit together (names the layer) or that the network's `visit` leaves out; `std::bad_alloc` for
+  /// want of memory.
   STRATA_COLD explicit Session(Model model, const SessionOptions& options = {})
       : model_(std::move(model)),
         batch_(options.batch),

@@ -5,9 +5,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
 #include <strata/core/types.hpp>
 
@@ -48,11 +50,22 @@ template <class Ready>
 /// tasks on the calling thread.
 class ThreadPool final : public Executor {
  public:
-  /// Throws `std::system_error` if the system has no more threads.
+  /// Raises: the system has no more threads.
   explicit ThreadPool(int threads) : ThreadPool(Unstarted{}, threads < 1 ? 1 : threads) {
     // The object is complete: should a thread not start, the destructor ends those before it.
     workers_.reserve(static_cast<std::size_t>(threads_ - 1));
-    for (int i = 1; i < threads_; ++i) workers_.emplace_back([this] { serve(); });
+    const auto start = [this] {
+      for (int i = 1; i < threads_; ++i) workers_.emplace_back([this] { serve(); });
+    };
+#if defined(__cpp_exceptions)
+    try {
+      start();
+    } catch (const std::system_error& error) {
+      raise(Error({"thread pool"}, {threads_, " threads"}, {workers_.size() + 1, ": ", error.what()}));
+    }
+#else
+    start();
+#endif
   }
 
   ~ThreadPool() override {
@@ -62,7 +75,9 @@ class ThreadPool final : public Executor {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  [[nodiscard]] int threads() const noexcept override { return threads_; }
+  [[nodiscard]] int threads() const noexcept override {
+    return threads_;
+  }
 
   void parallel_for(index_t count, TaskRef task) noexcept override {
     if (threads_ == 1 || count < 2 || busy_.exchange(true, std::memory_order_acquire)) {

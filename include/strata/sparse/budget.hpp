@@ -110,11 +110,11 @@ namespace detail {
   return counts;
 }
 
-/// Errors: no level or more than a stratum map holds, a share outside (0, 1] or not a number, a share below that of the
+/// Errors: no level or more than `max_levels`, a share outside (0, 1] or not a number, a share below that of the
 /// level under it. Budgets are listed as levels are, sparsest first.
 [[nodiscard]] inline Status check_budgets(std::span<const LevelBudget> budgets) {
-  if (budgets.empty() || budgets.size() > static_cast<std::size_t>(StratumMap::max_levels))
-    return Error({"budgets"}, {"1 to ", StratumMap::max_levels, " levels"}, {budgets.size(), " levels"});
+  if (budgets.empty() || budgets.size() > static_cast<std::size_t>(max_levels))
+    return Error({"budgets"}, {"1 to ", max_levels, " levels"}, {budgets.size(), " levels"});
   for (std::size_t level = 0; level < budgets.size(); ++level) {
     const auto check = [&](const char* what, double LevelBudget::*member) -> Status {
       const double share = budgets[level].*member;

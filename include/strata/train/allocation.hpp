@@ -351,9 +351,9 @@ template <class Scalar>
 /// The weight matrices of `network`, of the training family, as budgets count them. Precondition: a forward pass has
 /// noted how often each weight is used.
 template <class Scalar, class Network>
-[[nodiscard]] std::vector<LayerCount> count_layers(Network& network, int levels) {
+[[nodiscard]] std::vector<LayerCount> count_layers(const Network& network, int levels) {
   std::vector<LayerCount> counts;
-  for (const auto* parameter : parameters<Scalar>(network)) {
+  for (const auto* parameter : parameters<Scalar>(const_cast<Network&>(network))) {  // fills in names, changes no more
     if (!is_budgeted(*parameter)) continue;
     const index_t rows = parameter->shape.front();
     counts.push_back(count_layer(parameter->name, rows, parameter->value.size() / rows, parameter->uses, levels,

@@ -36,10 +36,15 @@ class Classification {
  public:
   using Scalar = Scalar_;
 
-  /// `data` has to outlive the task. Raises: what `Dataset::check` finds.
+  /// `data` has to outlive the task. Raises: what `Dataset::check` and `Variation::check` find, smoothing outside [0,
+  /// 1).
   explicit Classification(const Dataset& data, const ClassificationOptions& options = {})
       : data_(data), options_(options) {
     (void)data.check().value();
+    (void)options.variation.check().value();
+    if (options.level_variation) (void)options.level_variation->check().value();
+    if (!(options.smoothing >= 0 && options.smoothing < 1))
+      raise(Error("classification.smoothing", "at least 0 and below 1", options.smoothing));
   }
 
   /// Training samples.
@@ -110,9 +115,12 @@ class Classification {
 };
 
 /// Share of `data` that `network`, of the training family, classifies correctly at `level` with its stored statistics.
+/// Raises: a batch below 1, a level below 0 or that the network was not made ready for.
 template <class Network, class Scalar>
 [[nodiscard]] double accuracy(const Network& network, Context<Scalar>& context, const Dataset& data, Level level,
                               index_t batch = 250) {
+  if (batch < 1) raise(Error("accuracy", "a batch of at least 1", batch));
+  if (level.index < 0) raise(Error("accuracy", "a level of at least 0", level.index));
   Classification<Scalar> task(data);
   const bool training = std::exchange(context.training, false);
   std::vector<std::uint32_t> indices;

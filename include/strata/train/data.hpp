@@ -24,6 +24,12 @@ struct Variation {
   bool flip = false;  ///< left and right, half the time
   index_t hole = 0;   ///< side of a square of the mean value, its centre anywhere in the picture (arXiv 1708.04552)
 
+  /// Errors: a negative number.
+  [[nodiscard]] Status check() const {
+    if (shift < 0) return Error("variation.shift", "at least 0", shift);
+    if (hole < 0) return Error("variation.hole", "at least 0", hole);
+    return success();
+  }
   friend bool operator==(const Variation&, const Variation&) = default;
 };
 
@@ -58,9 +64,11 @@ struct Dataset {
 
   [[nodiscard]] index_t size() const noexcept { return static_cast<index_t>(labels.size()); }
 
-  /// Errors: no pictures, as many pixels as the shape does not give, a label that is no class.
+  /// Errors: no pictures, no shape, as many pixels as the shape does not give, a label that is no class.
   [[nodiscard]] Status check() const {
     if (labels.empty()) return Error("dataset", "at least one picture", "none");
+    if (shape.channels < 1 || shape.height < 1 || shape.width < 1)
+      return Error("dataset", "a shape of at least 1 x 1 x 1", strata::detail::text(shape));
     if (static_cast<index_t>(pixels.size()) != size() * shape.size())
       return Error("dataset", std::to_string(size() * shape.size()) + " pixels", std::to_string(pixels.size()));
     for (const std::uint8_t label : labels)
@@ -85,8 +93,10 @@ struct Dataset {
     return {average, std::sqrt(std::max(squares / n - average * average, 1e-12))};
   }
 
-  /// Pictures first .. last-1 as a dataset of their own.
+  /// Pictures first .. last-1 as a dataset of their own. Raises: a range that is not within the pictures.
   [[nodiscard]] Dataset slice(index_t first, index_t last) const {
+    if (first < 0 || last < first || last > size())
+      raise(Error({"slice of a dataset"}, {"a range within 0 to ", size()}, {first, " to ", last}));
     Dataset part{shape, classes, {}, {}, mean, deviation};
     part.pixels.assign(pixels.begin() + first * shape.size(), pixels.begin() + last * shape.size());
     part.labels.assign(labels.begin() + first, labels.begin() + last);

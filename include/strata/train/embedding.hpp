@@ -24,6 +24,7 @@ template <class Scalar>
 [[nodiscard]] Tensor<Scalar> embed(Context<Scalar>& context, std::span<const TokenId> words, Parameter<Scalar>& table,
                                    index_t padding_word) {
   const index_t features = table.shape[1];
+  note_uses(context, table, 0);
   for (const TokenId word : words)
     if (word < 0 || word >= table.shape[0])
       raise(Error(table.name.empty() ? "embedding" : table.name, "words below " + std::to_string(table.shape[0]),

@@ -58,15 +58,19 @@ class Trainer {
   Trainer(Network& network, Task& task, Recipe recipe, Executor& executor)
       : network_(network), task_(task), recipe_(std::move(recipe)), context_(executor) {
     (void)recipe_.check().value();
+    (void)check_config<Network>().value();
     context_.seed = recipe_.seed;
     steps_per_epoch_ = ceil_div(task_.size(), recipe_.batch);
     phases_ = phases_of(recipe_, steps_per_epoch_);
     for (const Phase& phase : phases_) steps_ += phase.steps;
     const std::uint32_t first = 0;  // one sample tells how often each weight is used
     task_.load({&first, 1}, 0);
+    (void)parameters<Scalar>(network_);  // names them
     context_.training = false;
+    context_.checking = true;
     context_.begin(Level{0});
     (void)task_.run(network_, context_);
+    context_.checking = false;
     context_.training = true;
     context_.bfloat16 = recipe_.bfloat16;
     stages_ = context_.stages();

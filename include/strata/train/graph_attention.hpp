@@ -84,7 +84,7 @@ template <class Scalar>
                                      double dropout) {
   using Matrix = detail::Matrix<Scalar>;
   const index_t outputs = weight.shape[0];
-  weight.uses = x.nodes();  // budgets count products of whole matrices, whatever zeros the input has
+  note_uses(context, weight, x.nodes());  // budgets count products of whole matrices, whatever zeros the input has
   const Level level = context.level;
   const detail::DropoutChoice<Scalar> choice(context, dropout);
   const auto w = detail::weights_by_feature(weight, level);
@@ -135,7 +135,7 @@ template <class Scalar>
   using Matrix = detail::Matrix<Scalar>;
   const index_t outputs = weight.shape[0];
   const index_t features = weight.shape[1];
-  weight.uses = x.batch();
+  note_uses(context, weight, x.batch());
   const Level level = context.level;
   auto w = std::make_shared<Matrix>(detail::weights_by_feature(weight, level));
   Tensor<Scalar> h = context.make(x.batch(), {outputs, 1, 1}, true);
@@ -171,7 +171,8 @@ template <class Scalar>
   const index_t channels = source.shape[2];
   const index_t width = heads * channels;
   const index_t nodes = graph.nodes();
-  source.uses = target.uses = nodes;
+  note_uses(context, source, nodes);
+  note_uses(context, target, nodes);
   const Level level = context.level;
   const detail::DropoutChoice<Scalar> choice(context, dropout);
   const auto leak = static_cast<Scalar>(slope);

@@ -16,11 +16,14 @@ namespace strata::train {
 
 namespace detail {
 
-/// Raises for fewer logits a sample than `classes`, the labels' bound.
+/// Raises for fewer logits a sample than `classes`, the labels' bound, and for pictures of logits.
 template <class Scalar>
 void require_outputs(const Tensor<Scalar>& logits, index_t classes) {
-  if (logits.shape().channels < classes)
-    raise(Error({"network"}, {"at least ", classes, " outputs, one a class"}, {logits.shape().channels}));
+  const Shape shape = logits.shape();
+  if (shape.channels < classes)
+    raise(Error({"network"}, {"at least ", classes, " outputs, one a class"}, {shape.channels}));
+  if (shape.height != 1 || shape.width != 1)
+    raise(Error({"network"}, {"an output of ", shape.channels, " x 1 x 1"}, {strata::detail::text(shape)}));
 }
 
 }  // namespace detail

@@ -65,7 +65,8 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   const index_t batch = shape.batch;
   const index_t rows = 4 * units;
   const index_t y_rows = y.shape().channels;
-  parameters.input_weight.uses = parameters.hidden_weight.uses = 1;
+  note_uses(context, parameters.input_weight, 1);
+  note_uses(context, parameters.hidden_weight, 1);
   const Level level = context.level;
   auto order = std::make_shared<const std::vector<index_t>>(detail::gate_order<Scalar>(units));
   auto input_rows = std::make_shared<detail::WeightRows<Scalar>>(context, parameters.input_weight, level, order.get());

@@ -131,11 +131,9 @@ template <class Scalar>
   using Matrix = detail::Matrix<Scalar>;
   const Shape in = x.shape();
   if (in.channels != options.in_channels || !options.fits(in.height, in.width))
-    raise(Error(weight.name.empty() ? "convolution" : weight.name,
-                std::to_string(options.in_channels) + " channels of pictures no smaller than the kernel",
-                strata::detail::text(in)));
+    raise(strata::detail::wrong_input(weight.name.empty() ? "convolution" : weight.name, options, in));
   const Shape out{options.out_channels, options.output_height(in.height), options.output_width(in.width)};
-  weight.uses = out.height * out.width;
+  note_uses(context, weight, out.height * out.width);
   if (detail::suits_lanes(x, options, out)) {
     if (context.bfloat16 && kernels::bfloat16_for<Scalar>) {
       Tensor<Scalar> y = context.make(x.batch(), out, true, Layout::half_lanes);
@@ -311,10 +309,12 @@ struct Affine {
   }
 };
 
+/// Raises for a residual that is not like `x`, the output of `place`.
 template <class Scalar>
-void check_residual(const Tensor<Scalar>& x, const Tensor<Scalar>* residual) {
-  if (residual != nullptr && (residual->shape() != x.shape() || residual->batch() != x.batch()))
-    raise(Error("residual", "the shape of the layer's output", "another shape"));
+void check_residual(const Tensor<Scalar>& x, const Tensor<Scalar>* residual, const std::string& place = "residual") {
+  if (residual == nullptr || (residual->shape() == x.shape() && residual->batch() == x.batch())) return;
+  raise(Error({place}, {"a residual of shape ", x.batch(), " x ", strata::detail::text(x.shape())},
+              {residual->batch(), " x ", strata::detail::text(residual->shape())}));
 }
 
 /// `finish` for activations in lanes, stored as numbers of the tape or as bfloat16: a sweep for the statistics, one for

@@ -9,8 +9,11 @@
 
 #include <Eigen/Core>
 
+#include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/module.hpp>
 #include <strata/sparse/stratum_map.hpp>
+#include <strata/train/tape.hpp>
 
 namespace strata::train {
 
@@ -19,7 +22,7 @@ template <class Scalar>
 struct Parameter {
   using Array = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
 
-  std::string name;  ///< as in state_dict; `name_parameters` fills it
+  std::string name;  ///< as in state_dict; `parameters` fills it
   std::vector<index_t> shape;
   Array value;
   Array gradient;                    ///< same size; backward passes add to it
@@ -65,6 +68,17 @@ struct Parameter {
     for (index_t i = 0; i < count; ++i) f(i, stratum[i] <= top);
   }
 };
+
+/// Notes that a pass multiplies with each entry of `weight` `uses` times a sample. Raises in a checking pass: a weight
+/// without a name.
+template <class Scalar>
+void note_uses(const Context<Scalar>& context, Parameter<Scalar>& weight, index_t uses) {
+  weight.uses = uses;
+  if (!context.checking || !weight.name.empty()) return;
+  std::string shape;
+  for (const index_t extent : weight.shape) shape += (shape.empty() ? "" : " x ") + std::to_string(extent);
+  raise(strata::detail::left_out({"a layer with weights of ", shape}));
+}
 
 /// Whether `parameter` is one of the weights that budgets speak of.
 template <class Scalar>

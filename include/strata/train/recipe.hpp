@@ -128,6 +128,13 @@ struct Recipe {
       found = value;
     });
     if (!bad.empty()) return Error("recipe." + bad, "a finite number, not negative", found);
+    constexpr double most_epochs = 1e9;
+    visit([&](const std::string& name, double value) {
+      if (!bad.empty() || !name.ends_with("_epochs") || value <= most_epochs) return;
+      bad = name;
+      found = value;
+    });
+    if (!bad.empty()) return Error("recipe." + bad, "at most 1e9", found);
     if (batch < 1) return Error("recipe.batch", "at least 1", std::to_string(batch));
     if (masks_per_epoch < 1) return Error("recipe.masks_per_epoch", "at least 1", std::to_string(masks_per_epoch));
     if (distillation > 1) return Error("recipe.distillation", "0 to 1", std::to_string(distillation));

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <set>
@@ -22,14 +23,55 @@
 #include <strata/io/mapped_file.hpp>
 #include <strata/io/safetensors.hpp>
 #include <strata/layers/module.hpp>
+#include <strata/train/bfloat16.hpp>
 #include <strata/train/training.hpp>
 
 namespace strata::train {
 
 namespace detail {
 
+/// The number that `bits` are in IEEE 754's format of 16 bits.
+[[nodiscard]] inline float from_float16(std::uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const auto fraction = static_cast<float>(bits & 1023);
+  float magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  if (exponent == 31)
+    magnitude = fraction == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+/// Calls `f(span of floats or doubles)` with the numbers of `view`; false if it has numbers of another type.
+template <class F>
+[[nodiscard]] bool visit_numbers(const ArrayView& view, F&& f) {
+  const auto converted = [&](float (*from)(std::uint16_t)) {
+    std::vector<float> numbers(view.bytes.size() / sizeof(std::uint16_t));
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, view.bytes.data() + i * sizeof(bits), sizeof(bits));
+      numbers[i] = from(bits);
+    }
+    f(std::span<const float>(numbers));
+  };
+  switch (view.type) {
+    case DataType::f32:
+      f(view.as<float>());
+      return true;
+    case DataType::f64:
+      f(view.as<double>());
+      return true;
+    case DataType::f16:
+      converted(&from_float16);
+      return true;
+    case DataType::bf16:
+      converted([](std::uint16_t bits) { return kernels::from_bfloat16(bits); });
+      return true;
+    default:
+      return false;
+  }
+}
+
 /// Calls `f(name, shape, array)` for everything that the state_dict of `network` holds at `level`: the parameters of
-/// every layer, and of each normalisation weight, bias, running_mean and running_var.
+/// every layer, and of each normalisation weight, bias, running_mean and running_var. Raises: no such level.
 template <class Network, class F>
 void visit_state_dict(Network& network, Level level, F&& f) {
   for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
@@ -41,7 +83,9 @@ void visit_state_dict(Network& network, Level level, F&& f) {
       });
       auto& norms = layer.norms();
       if (norms.empty()) return;
-      auto& norm = norms[norms.size() == 1 ? 0 : static_cast<std::size_t>(level.index)];
+      const std::size_t at = norms.size() == 1 ? 0 : static_cast<std::size_t>(level.index);
+      if (at >= norms.size()) raise(Error({norm_name}, {"a level of 0 to ", norms.size() - 1}, {level.index}));
+      auto& norm = norms[at];
       f(norm_name + ".weight", norm.gamma.shape, norm.gamma.value);
       f(norm_name + ".bias", norm.beta.shape, norm.beta.value);
       f(norm_name + ".running_mean", norm.gamma.shape, norm.running_mean);
@@ -59,15 +103,18 @@ void visit_state_dict(Network& network, Level level, F&& f) {
 }  // namespace detail
 
 /// The parameters of `network` as `level` uses them: weights above the level are zeros, normalisations are the level's.
+/// Raises: a level below 0 or that the network was not made ready for.
 template <class Network>
-[[nodiscard]] Archive to_state_dict(Network& network, Level level) {
+[[nodiscard]] Archive to_state_dict(const Network& network, Level level) {
+  if (level.index < 0) raise(Error("level", "0 or more", level.index));
+  auto& walked = const_cast<Network&>(network);  // names are filled in, nothing else is changed
   Archive archive;
   std::map<std::string, const std::vector<std::uint8_t>*> strata;
-  for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+  for_each_layer(walked, [&](const std::string& name, const std::string& norm_name, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters)
       layer.for_each_parameter(name, norm_name, [&](auto& parameter) { strata[parameter.name] = &parameter.strata; });
   });
-  detail::visit_state_dict(network, level, [&](const std::string& name, const auto& shape, const auto& array) {
+  detail::visit_state_dict(walked, level, [&](const std::string& name, const auto& shape, const auto& array) {
     std::vector<float> values(static_cast<std::size_t>(array.size()));
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(array[static_cast<index_t>(i)]);
     if (const auto found = strata.find(name); found != strata.end() && !found->second->empty())
@@ -81,9 +128,9 @@ template <class Network>
 }
 
 /// Fills `network`, all of whose weights then belong to level 0, from a state_dict; `rename` turns the file's names
-/// into the network's (empty: they are the same). Arrays may be F32 or F64; `num_batches_tracked` of normalisations is
-/// passed over. Errors, with nothing changed: parameters missing, left over, twice, of another type or shape, numbers
-/// that are not finite, negative variances.
+/// into the network's (empty: they are the same). Arrays may be F32, F64, F16 or BF16; `num_batches_tracked` of
+/// normalisations is passed over. Errors, with nothing changed: parameters missing, left over, twice, of another type
+/// or shape, numbers that are not finite, negative variances.
 template <class Network>
 [[nodiscard]] Status from_state_dict(Network& network, const Archive& state_dict,
                                      const std::function<std::string(const std::string&)>& rename = {}) {
@@ -104,20 +151,18 @@ template <class Network>
       return;
     }
     const ArrayView& view = *found->second;
-    if (view.type != DataType::f32 && view.type != DataType::f64) {
-      status = Error(view.name, "type F32 or F64", std::string(name_of(view.type)));
-    } else if (view.shape != shape) {
+    if (view.shape != shape) {
       status = Error(view.name, "shape " + detail::shape_text(shape), detail::shape_text(view.shape));
-    } else {
-      const bool variance = name.ends_with(".running_var");
-      const auto check = [&](const auto& values) {
-        for (std::size_t i = 0; i < values.size() && status; ++i)
-          if (!std::isfinite(values[i]) || (variance && values[i] < 0))
-            status = Error(view.name + ", number " + std::to_string(i),
-                           variance ? "a variance of 0 or more" : "a finite number", std::to_string(values[i]));
-      };
-      view.type == DataType::f32 ? check(view.as<float>()) : check(view.as<double>());
+      return;
     }
+    const bool variance = name.ends_with(".running_var");
+    const bool numbers = detail::visit_numbers(view, [&](const auto& values) {
+      for (std::size_t i = 0; i < values.size() && status; ++i)
+        if (!std::isfinite(values[i]) || (variance && values[i] < 0))
+          status = Error(view.name + ", number " + std::to_string(i),
+                         variance ? "a variance of 0 or more" : "a finite number", std::to_string(values[i]));
+    });
+    if (!numbers) status = Error(view.name, "type F32, F64, F16 or BF16", std::string(name_of(view.type)));
     (void)array;
   });
   if (!status) return status;
@@ -136,16 +181,15 @@ template <class Network>
   });
   detail::visit_state_dict(network, Level{0}, [&](const std::string& name, const auto&, auto& array) {
     using Scalar = typename std::remove_cvref_t<decltype(array)>::Scalar;
-    const auto copy = [&](const auto& values) {
+    (void)detail::visit_numbers(*arrays.at(name), [&](const auto& values) {
       for (std::size_t i = 0; i < values.size(); ++i) array[static_cast<index_t>(i)] = static_cast<Scalar>(values[i]);
-    };
-    const ArrayView& view = *arrays.at(name);
-    view.type == DataType::f32 ? copy(view.as<float>()) : copy(view.as<double>());
+    });
   });
   return success();
 }
 
-/// The arrays of any safetensors file, mapped. Errors name the file.
+/// The arrays of a safetensors file, mapped. Errors, which name the file: anything that is none, types beyond
+/// `DataType`.
 [[nodiscard]] inline Result<Archive> read_state_dict(const std::string& path) {
   auto file = io::MappedFile::open(path);
   if (!file) return file.error();

@@ -402,6 +402,8 @@ class Context {
   /// bfloat16, where the instruction set multiplies such numbers and `Scalar` is float; weights, their gradients, sums
   /// and all else stay as they are. (Mixed precision as in arXiv 1905.12322.)
   bool bfloat16 = false;
+  /// Whether a weight without a name, of a layer that the network's `visit` leaves out, is an error.
+  bool checking = false;
 
   /// A path that drops its level: at the `stage_index`-th stage of the pass the level becomes `stage_level`.
   int drop_at_stage = -1;

@@ -115,6 +115,10 @@ class BahdanauAttention {
   /// Projects the keys of `values`, a batch of sequences of `shape`. `shape.lengths` has to stay there with the memory.
   [[nodiscard]] Memory memory(Context& context, const Tensor<Scalar>& values, const SequenceShape& shape) const {
     const Shape in{options_.memory_features, 1, 1};
+    if (!context.check(!name_.empty(), [&] {
+          return strata::detail::left_out({"a Bahdanau attention of ", options_.units, " units"});
+        }))
+      return {};
     if (!context.check(shape.valid() && values.shape() == in && values.batch() == shape.positions(), [&] {
           return Error({name_}, {"a memory of ", strata::detail::text(in), ", ", strata::detail::text(shape)},
                        {strata::detail::text(values.shape()), ", ", values.batch(), " positions"});
@@ -163,7 +167,7 @@ class BahdanauAttention {
 
  private:
   BahdanauOptions options_;
-  std::string name_ = "Bahdanau attention";
+  std::string name_;  ///< empty before `load`
   std::shared_ptr<const BahdanauWeights<Scalar, Arch>> weights_;
 };
 
@@ -241,6 +245,10 @@ class MultiHeadAttention {
                       query.batch() == query_shape.positions() && key.batch() == key_shape.positions() &&
                       value.batch() == key.batch() &&
                       (mask.empty() || static_cast<index_t>(mask.size()) == query_shape.steps * key_shape.steps);
+    if (!context.check(!name_.empty(), [&] {
+          return strata::detail::left_out({"a multi-head attention of ", e, " features"});
+        }))
+      return y;
     if (!context.check(fits, [&] {
           return Error({name_},
                        {"queries, keys and values of ", strata::detail::text(in),
@@ -292,7 +300,7 @@ class MultiHeadAttention {
 
  private:
   MultiHeadAttentionOptions options_;
-  std::string name_ = "multi-head attention";
+  std::string name_;  ///< empty before `load`
   MultiHeadWeights<Scalar> weights_;
 };
 

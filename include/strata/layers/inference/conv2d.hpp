@@ -55,10 +55,13 @@ class Conv2d {
                      Tensor<Scalar>* consumed) const {
     const Shape in = x.shape();
     Shape out{options_.out_channels, options_.output_height(in.height), options_.output_width(in.width)};
-    if (!context.check(in.channels == options_.in_channels && options_.fits(in.height, in.width), [&] {
-          return Error({name_}, {options_.in_channels, " channels of pictures no smaller than the kernel"},
-                       {strata::detail::text(in)});
+    if (!context.check(!name_.empty(), [&] {
+          return strata::detail::left_out(
+              {"a convolution of ", options_.in_channels, " to ", options_.out_channels, " channels"});
         }))
+      return context.make(x.batch(), {out.channels, 1, 1});
+    if (!context.check(in.channels == options_.in_channels && options_.fits(in.height, in.width),
+                       [&] { return strata::detail::wrong_input(name_, options_, in); }))
       return context.make(x.batch(), {out.channels, 1, 1});
     if (!context.check(residual == nullptr || (residual->shape() == out && residual->batch() == x.batch()), [&] {
           return Error({name_}, {"a residual of shape ", strata::detail::text(out)},
@@ -116,7 +119,7 @@ class Conv2d {
   }
 
   Conv2dOptions options_;
-  std::string name_ = "convolution";
+  std::string name_;  ///< empty before `load`
   LayerWeights<Scalar, ConvIndex> weights_;
 };
 

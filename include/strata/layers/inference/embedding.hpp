@@ -54,6 +54,11 @@ class Embedding {
   [[nodiscard]] Tensor<Scalar> operator()(InferenceContext<Scalar, Arch>& context,
                                           std::span<const TokenId> words) const {
     Tensor<Scalar> y = context.make(static_cast<index_t>(words.size()), {options_.features, 1, 1});
+    if (!context.check(table_.rows() > 0, [&] {
+          return strata::detail::left_out(
+              {"an embedding of ", options_.words, " words in ", options_.features, " features"});
+        }))
+      return y;
     const Level level = context.level();
     for (std::size_t i = 0; i < words.size(); ++i) {
       const auto to = sample(y, static_cast<index_t>(i));

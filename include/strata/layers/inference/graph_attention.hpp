@@ -221,6 +221,11 @@ class GraphAttention {
 
   [[nodiscard]] bool check(InferenceContext<Scalar, Arch>& context, bool sparse, index_t nodes, index_t features,
                            const Graph& graph) const {
+    if (!context.check(!name_.empty(), [&] {
+          return strata::detail::left_out(
+              {"a graph attention of ", options_.in_features, " to ", options_.output_features(), " features"});
+        }))
+      return false;
     return context.check(
         sparse == options_.sparse_input && nodes == graph.nodes() && features == options_.in_features, [&] {
           const auto kind = [](bool is_sparse) { return is_sparse ? " sparse" : " dense"; };
@@ -290,7 +295,7 @@ class GraphAttention {
   }
 
   GraphAttentionOptions options_;
-  std::string name_ = "graph attention";
+  std::string name_;  ///< empty before `load`
   GraphAttentionWeights<Scalar, Arch> weights_;
 };
 

@@ -42,6 +42,11 @@ class Linear {
     const Shape in{options_.in_features, 1, 1};
     const Shape out{options_.out_features, 1, 1};
     const bool residual_fits = residual == nullptr || (residual->shape() == out && residual->batch() == x.batch());
+    if (!context.check(!name_.empty(), [&] {
+          return strata::detail::left_out(
+              {"a linear layer of ", options_.in_features, " to ", options_.out_features, " features"});
+        }))
+      return context.make(x.batch(), out);
     if (!context.check(x.shape() == in && residual_fits, [&] {
           return Error(name_, residual_fits ? strata::detail::text(in) : "a residual of " + strata::detail::text(out),
                        strata::detail::text(residual_fits ? x.shape() : residual->shape()));
@@ -58,7 +63,7 @@ class Linear {
   }
 
   LinearOptions options_;
-  std::string name_ = "linear layer";
+  std::string name_;  ///< empty before `load`
   LayerWeights<Scalar, LinearIndex> weights_;
 };
 

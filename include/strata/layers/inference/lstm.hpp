@@ -119,6 +119,11 @@ class Lstm {
                            const Tensor<Scalar>* residual) const {
     if (!context.checking()) return true;
     const Shape in{options_.in_features, 1, 1};
+    if (!context.check(!name_.empty(), [&] {
+          return strata::detail::left_out(
+              {"an LSTM of ", options_.in_features, " to ", options_.hidden_features, " features"});
+        }))
+      return false;
     if (!context.check(shape.valid(),
                        [&] { return Error(name_, "lengths within the steps, one a sequence", "others"); }))
       return false;
@@ -224,7 +229,7 @@ class Lstm {
   }
 
   LstmOptions options_;
-  std::string name_ = "LSTM";
+  std::string name_;  ///< empty before `load`
   LstmWeights<Scalar> weights_;
 };
 

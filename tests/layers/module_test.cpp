@@ -1,0 +1,146 @@
+// What a network's `visit` and its config's `visit` leave out is an error before anything is trained, stored or run.
+#include <array>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <strata/layers/exchange.hpp>
+#include <strata/runtime/session.hpp>
+#include <strata/train/training.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using strata::index_t;
+using strata::Level;
+using strata::SequenceShape;
+
+/// Calls `use(context, layer)` in a checking run; what the error, if there is one, is about.
+template <class Layer, class Options, class Use>
+std::string left_out(const Options& options, const Use& use) {
+  strata::SerialExecutor executor;
+  strata::Inference<>::Context context(executor);
+  context.set_checking(true);
+  context.set_level(Level{0});
+  const Layer layer(options);
+  use(context, layer);
+  if (!context.error()) return "";
+  CHECK(std::string(context.error()->found()) == "none: visit leaves the layer out");
+  return context.error()->where();
+}
+
+struct Nothing {
+  template <class V>
+  void visit(V&&) {}
+};
+enum class Kind : int { one, other };
+struct Whole {
+  std::array<index_t, 2> sizes{};
+  Kind kind = Kind::one;
+  bool flag = false;
+  double rate = 0;
+  template <class V>
+  void visit(V&& v) {
+    v("size1", sizes[0]);
+    v("size2", sizes[1]);
+    v("kind", kind);
+    v("flag", flag);
+    v("rate", rate);
+  }
+};
+struct Forgetful {
+  index_t width = 8;
+  bool relu = false;
+  template <class V>
+  void visit(V&& v) {
+    v("width", width);
+  }
+};
+/// With a constructor it is no aggregate: what it has is its own business.
+class Closed {
+ public:
+  Closed() = default;
+  template <class V>
+  void visit(V&& v) {
+    v("width", width_);
+  }
+  [[nodiscard]] index_t area() const { return area_; }
+
+ private:
+  index_t width_ = 8;
+  index_t area_ = 64;
+};
+
+template <class Config_>
+struct NetOf {
+  using Config = Config_;
+  static constexpr std::string_view architecture = "some net";
+};
+
+}  // namespace
+
+TEST_CASE("an inference layer that was not loaded is an error that says which") {
+  using Family = strata::Inference<>;
+  const auto with_pixels = [](strata::Shape shape) {
+    return [shape](auto& context, const auto& layer) { (void)layer(context, context.make(1, shape)); };
+  };
+  CHECK(left_out<Family::Conv2d>(strata::Conv2dOptions{.in_channels = 3, .out_channels = 8, .padding = 1},
+                                 with_pixels({3, 5, 5})) == "a convolution of 3 to 8 channels");
+  CHECK(left_out<Family::Linear>(strata::LinearOptions{.in_features = 7, .out_features = 2}, with_pixels({7, 1, 1})) ==
+        "a linear layer of 7 to 2 features");
+  const SequenceShape shape{.steps = 2, .batch = 1};
+  const std::array<strata::TokenId, 2> words = {1, 2};
+  CHECK(left_out<Family::Embedding>(strata::EmbeddingOptions{.words = 9, .features = 4},
+                                    [&](auto& context, const auto& layer) {
+                                      (void)layer(context, std::span<const strata::TokenId>(words));
+                                    }) == "an embedding of 9 words in 4 features");
+  CHECK(left_out<Family::Lstm>(strata::LstmOptions{.in_features = 4, .hidden_features = 6},
+                               [&](auto& context, const auto& layer) {
+                                 (void)layer(context, context.make(2, {4, 1, 1}), shape);
+                               }) == "an LSTM of 4 to 6 features");
+  CHECK(left_out<Family::BahdanauAttention>(
+            strata::BahdanauOptions{.query_features = 4, .memory_features = 6, .units = 5},
+            [&](auto& context, const auto& layer) {
+              (void)layer.memory(context, context.make(2, {6, 1, 1}), shape);
+            }) == "a Bahdanau attention of 5 units");
+  CHECK(left_out<Family::MultiHeadAttention>(strata::MultiHeadAttentionOptions{.features = 4, .heads = 2},
+                                             [&](auto& context, const auto& layer) {
+                                               const auto x = context.make(2, {4, 1, 1});
+                                               (void)layer(context, x, shape, x, x, shape);
+                                             }) == "a multi-head attention of 4 features");
+  const std::array<strata::GraphEdge, 1> edges = {strata::GraphEdge{0, 1}};
+  const auto graph = strata::Graph::from_edges(2, edges);
+  CHECK(left_out<Family::GraphAttention>(
+            strata::GraphAttentionOptions{.in_features = 3, .out_features = 2, .heads = 2},
+            [&](auto& context, const auto& layer) {
+              (void)layer(context, Family::NodeFeatures(context.arena(), 2, 3, context.lanes), graph);
+            }) == "a graph attention of 3 to 4 features");
+}
+
+TEST_CASE("in a checking pass of training a weight without a name is an error") {
+  using Family = strata::train::Training<float>;
+  strata::SerialExecutor executor;
+  Family::Context context(executor);
+  Family::Linear layer({.in_features = 7, .out_features = 2});
+  context.begin(Level{0});
+  const auto x = context.make(1, {7, 1, 1}, false);
+  x.value().setZero();
+  CHECK_NOTHROW(layer(context, x));
+  context.checking = true;
+  CHECK_THROWS_WITH(layer(context, x),
+                    "a layer with weights of 2 x 7: expected a name from the network's visit, found none: visit leaves "
+                    "the layer out");
+  layer.for_each_parameter("fc", "fc.norm", [](auto&) {});
+  CHECK_NOTHROW(layer(context, x));
+}
+
+TEST_CASE("a config whose visit leaves out a number is an error") {
+  CHECK(strata::check_config<NetOf<Whole>>());
+  CHECK(strata::check_config<NetOf<Nothing>>());
+  CHECK(strata::check_config<NetOf<Closed>>());
+  const auto status = strata::check_config<NetOf<Forgetful>>();
+  REQUIRE_FALSE(status.ok());
+  CHECK(std::string(status.error().what()) ==
+        "config of some net: expected a visit that names all its 2 numbers, found 1");
+}
