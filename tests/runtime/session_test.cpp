@@ -191,4 +191,7 @@ TEST_CASE("wrong inputs, levels and archives are errors that say what was expect
   archive.metadata()["config.width"] = "8";
   archive.metadata()["architecture"] = "other";
   CHECK(SmallModel::from_archive(archive).error().where() == "architecture");
+  archive.metadata()["architecture"] = "small";
+  archive.set_levels(17);
+  CHECK(SmallModel::from_archive(archive).error().expected() == "at most 16 levels");
 }

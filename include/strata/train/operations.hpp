@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -311,7 +312,7 @@ struct Affine {
 
 /// Raises for a residual that is not like `x`, the output of `place`.
 template <class Scalar>
-void check_residual(const Tensor<Scalar>& x, const Tensor<Scalar>* residual, const std::string& place = "residual") {
+void check_residual(const Tensor<Scalar>& x, const Tensor<Scalar>* residual, std::string_view place = "residual") {
   if (residual == nullptr || (residual->shape() == x.shape() && residual->batch() == x.batch())) return;
   raise(Error({place}, {"a residual of shape ", x.batch(), " x ", strata::detail::text(x.shape())},
               {residual->batch(), " x ", strata::detail::text(residual->shape())}));

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -87,7 +88,7 @@ class WeightedLayer {
     // Operations write gradients and running statistics: a forward pass of training is const in form only.
     auto& self = const_cast<WeightedLayer&>(*this);
     const Tensor<Scalar> y = conv2d(context, x, self.weight_, options_);
-    detail::check_residual(y, residual, weight_.name.empty() ? "residual" : weight_.name);
+    detail::check_residual(y, residual, weight_.name.empty() ? std::string_view("residual") : weight_.name);
     const auto level = static_cast<std::size_t>(context.level.index);
     if (norms_.size() > 1 && level >= norms_.size())
       raise(Error({weight_.name}, {"a level of 0 to ", norms_.size() - 1}, {context.level.index}));
