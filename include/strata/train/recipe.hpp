@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -120,21 +121,14 @@ struct Recipe {
 
   /// Errors: numbers out of range or not finite (names the option), bad budgets.
   [[nodiscard]] Status check() const {
-    std::string bad;
-    double found = 0;
-    visit([&](const std::string& name, double value) {
-      if (!bad.empty() || (std::isfinite(value) && value >= 0)) return;
-      bad = name;
-      found = value;
-    });
-    if (!bad.empty()) return Error("recipe." + bad, "a finite number, not negative", found);
     constexpr double most_epochs = 1e9;
+    std::optional<Error> error;
     visit([&](const std::string& name, double value) {
-      if (!bad.empty() || !name.ends_with("_epochs") || value <= most_epochs) return;
-      bad = name;
-      found = value;
+      if (error) return;
+      if (!std::isfinite(value) || value < 0) error = Error("recipe." + name, "a finite number, not negative", value);
+      if (name.ends_with("_epochs") && value > most_epochs) error = Error("recipe." + name, "at most 1e9", value);
     });
-    if (!bad.empty()) return Error("recipe." + bad, "at most 1e9", found);
+    if (error) return *error;
     if (batch < 1) return Error("recipe.batch", "at least 1", std::to_string(batch));
     if (masks_per_epoch < 1) return Error("recipe.masks_per_epoch", "at least 1", std::to_string(masks_per_epoch));
     if (distillation > 1) return Error("recipe.distillation", "0 to 1", std::to_string(distillation));
