@@ -61,8 +61,13 @@ class MappedFile {
     if (!stream) return Error(path, "a readable file", "none");
     file->size_ = static_cast<std::size_t>(stream.tellg());
     stream.seekg(0);
-    auto* memory = static_cast<std::byte*>(::operator new(file->size_ + 1, alignment, std::nothrow));
-    if (memory == nullptr) return Error({path}, {"memory for ", file->size_, " bytes"}, {"less"});
+    std::byte* memory = nullptr;
+    // Not `std::nothrow`: a program that replaces the allocation functions often leaves out that form.
+    try {
+      memory = static_cast<std::byte*>(::operator new(file->size_ + 1, alignment));
+    } catch (const std::bad_alloc&) {
+      return Error({path}, {"memory for ", file->size_, " bytes"}, {"less"});
+    }
     file->data_ = memory;
     if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(file->size_)))
       return Error({path}, {file->size_, " readable bytes"}, {"fewer"});
