@@ -15,7 +15,7 @@
 #include <vector>
 
 #include <strata/core/error.hpp>
-#include <strata/layers/graph.hpp>
+#include <strata/sparse/graph.hpp>
 #include <strata/train/node_classification.hpp>
 
 namespace gat {

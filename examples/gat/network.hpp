@@ -4,8 +4,8 @@
 #include <string_view>
 
 #include <strata/core/types.hpp>
-#include <strata/layers/graph.hpp>
 #include <strata/layers/graph_attention.hpp>
+#include <strata/sparse/graph.hpp>
 
 namespace gat {
 

@@ -36,7 +36,6 @@
 #include <strata/layers/context.hpp>
 #include <strata/layers/embedding.hpp>
 #include <strata/layers/exchange.hpp>
-#include <strata/layers/graph.hpp>
 #include <strata/layers/graph_attention.hpp>
 #include <strata/layers/inference.hpp>
 #include <strata/layers/lstm.hpp>
@@ -60,6 +59,7 @@
 #include <strata/runtime/slow_down.hpp>
 #include <strata/runtime/thread_pool.hpp>
 #include <strata/sparse/budget.hpp>
+#include <strata/sparse/graph.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 #include <strata/sparse/stratum_map.hpp>
 #include <strata/version.hpp>

@@ -21,7 +21,7 @@
 #include <strata/kernels/epilogue.hpp>
 #include <strata/kernels/exponential.hpp>
 #include <strata/kernels/lanes.hpp>
-#include <strata/layers/graph.hpp>
+#include <strata/sparse/graph.hpp>
 #include <strata/sparse/leveled_csr.hpp>
 
 namespace strata::kernels {

@@ -13,10 +13,10 @@
 #include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
 #include <strata/core/types.hpp>
-#include <strata/layers/graph.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/sample_run.hpp>
 #include <strata/runtime/thread_pool.hpp>
+#include <strata/sparse/graph.hpp>
 
 namespace strata {
 

@@ -15,9 +15,9 @@
 
 #include <Eigen/Core>
 
-#include <strata/layers/graph.hpp>
 #include <strata/layers/graph_attention.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/sparse/graph.hpp>
 #include <strata/train/operations.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/tape.hpp>

@@ -12,7 +12,7 @@
 
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
-#include <strata/layers/graph.hpp>
+#include <strata/sparse/graph.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/tape.hpp>
 

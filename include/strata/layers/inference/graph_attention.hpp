@@ -12,10 +12,10 @@
 #include <strata/core/types.hpp>
 #include <strata/kernels/graph_attention.hpp>
 #include <strata/layers/context.hpp>
-#include <strata/layers/graph.hpp>
 #include <strata/layers/graph_attention.hpp>
 #include <strata/layers/inference/node_features.hpp>
 #include <strata/layers/parameters.hpp>
+#include <strata/sparse/graph.hpp>
 
 namespace strata::inference {
 

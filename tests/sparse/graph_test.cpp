@@ -1,7 +1,7 @@
 // Graphs and sparse feature matrices: order, self-loops, both directions, and everything that they refuse.
 #include <limits>
 
-#include <strata/layers/graph.hpp>
+#include <strata/sparse/graph.hpp>
 
 #include "support/catch.hpp"
 
