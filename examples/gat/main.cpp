@@ -29,8 +29,10 @@ namespace train = strata::train;
 using Clock = std::chrono::steady_clock;
 using Model = strata::Model<gat::GraphAttentionNet>;
 
+constexpr const char* cora = "examples/gat/data";
+
 struct Options {
-  std::string data = "examples/gat/data";
+  std::string data = cora;
   std::vector<std::string> arms = {"dense", "joint", "bottom-up", "single"};
   std::int64_t seeds = 20;
   std::int64_t first_seed = 1;
@@ -124,9 +126,11 @@ class Experiment {
   Experiment(Options options, std::string command)
       : options_(std::move(options)),
         command_(std::move(command)),
+        data_name_(options_.data == cora ? "cora" : examples::data_name(options_.data)),
         data_(std::move(gat::read_graph(options_.data)).value()),
         pool_(options_.threads) {
     if (!options_.report.empty()) rows_ = std::move(examples::read_rows(options_.report)).value();
+    if (!options_.table_only) check_rows();
     for (const std::string& name : options_.arms)
       if (name != "dense") (void)arm_of(name, options_.settings);
     if (!options_.models.empty()) std::filesystem::create_directories(options_.models);
@@ -158,6 +162,22 @@ class Experiment {
   [[nodiscard]] const nlohmann::json& rows() const noexcept { return rows_; }
 
  private:
+  /// The command that gives the rows of one run.
+  [[nodiscard]] std::string command_of(const std::string& arm, std::int64_t seed) const {
+    return command_ + " --arms " + arm + " --first-seed " + std::to_string(seed) + " --seeds 1";
+  }
+
+  /// Raises: rows of another graph or with other epochs, which do not belong in one table.
+  void check_rows() const {
+    for (const auto& row : rows_) {
+      const auto expected = command_of(row.at("arm"), row.at("seed"));
+      const auto command = row.value("command", "");
+      if (row.at("data") != data_name_ || !(command + " ").starts_with(expected + " "))
+        strata::raise(strata::Error(options_.report, "rows on " + data_name_ + " such as that of \"" + expected + "\"",
+                                    "\"" + command + "\" on " + row.at("data").get<std::string>()));
+    }
+  }
+
   [[nodiscard]] bool has_rows(const std::string& arm, std::int64_t seed) const {
     return std::any_of(rows_.begin(), rows_.end(), [&](const auto& row) {
       return row.at("arm").template get<std::string>() == arm && row.at("seed").template get<std::int64_t>() == seed &&
@@ -214,7 +234,7 @@ class Experiment {
         const auto logits = session.run(Level{level});
         session.context().set_stage_hook(nullptr, nullptr);
         const auto cost = gat::cost_of(network, data_.input, Level{level});
-        nlohmann::json row = {{"network", "gat"}, {"data", "cora"}, {"seed", seed}, {"arm", arm}};
+        nlohmann::json row = {{"network", "gat"}, {"data", data_name_}, {"seed", seed}, {"arm", arm}};
         if (arm == "dense") {
           row["level"] = "dense";
         } else if (to != level) {
@@ -231,8 +251,7 @@ class Experiment {
         row["executed"] = cost.executed_share();
         row["epochs"] = epochs;
         row["seconds"] = std::round(seconds * 10) / 10;
-        row["command"] = command_ + " --arms " + arm + " --first-seed " + std::to_string(seed) + " --seeds 1" +
-                         (options_.test ? " --test" : "");
+        row["command"] = command_of(arm, seed) + (options_.test ? " --test" : "");
         if (to != level)  // a path's cost lies between those of its levels
           row["weights"] = row["flops"] = row["executed"] = nullptr;
         // One that was measured before, without the test nodes, gives way.
@@ -242,6 +261,7 @@ class Experiment {
 
   Options options_;
   std::string command_;
+  std::string data_name_;  ///< of its directory
   train::LabelledGraph data_;
   strata::ThreadPool pool_;
   nlohmann::json rows_ = nlohmann::json::array();
@@ -275,6 +295,7 @@ int main(int argc, char** argv) {
   try {
     if (options.table_only) options.arms.clear();
     std::string command = "gat";
+    if (options.data != cora) command += " --data DIR";
     const gat::Settings usual;
     for (const auto& [name, value, other] :
          {std::tuple("--dense-epochs", options.settings.dense_epochs, usual.dense_epochs),
@@ -295,7 +316,9 @@ int main(int argc, char** argv) {
     if (!options.plot.empty())
       (void)examples::write_svg(
           examples::rows_plot(experiment.rows(), tested ? "accuracy" : "validation",
-                              "GAT on Cora: accuracy against FLOPs, means over seeds", "accuracy, %"),
+                              "GAT on " + (options.data == cora ? "Cora" : examples::data_name(options.data)) +
+                                  ": accuracy against FLOPs, means over seeds",
+                              "accuracy, %"),
           options.plot)
           .value();
   } catch (const std::exception& error) {

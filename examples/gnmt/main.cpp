@@ -22,6 +22,7 @@
 
 #include "../support/command.hpp"
 #include "../support/levels.hpp"
+#include "../support/rows.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
 #include "bleu.hpp"
@@ -182,9 +183,7 @@ Judgement judge(const gnmt::Translator& translator, Level level, const gnmt::Par
 
 /// "multi30k de-en".
 std::string name_of(const DataOptions& data) {
-  std::filesystem::path path = std::filesystem::weakly_canonical(data.directory);
-  if (path.filename().empty()) path = path.parent_path();
-  return path.filename().string() + " " + data.source + "-" + data.target;
+  return examples::data_name(data.directory) + " " + data.source + "-" + data.target;
 }
 
 void write_text(const std::string& path, const std::string& text) {

@@ -90,6 +90,8 @@ Parts read_parts(const Options& options) {
     auto [kept, held] = pointnet2::hold_back(split.train, options.set == "shapes13" ? 5 : 6);
     parts = {std::move(kept), std::move(held)};
   }
+  if (parts.judge.size() == 0)
+    strata::raise(strata::Error("--judge " + options.judge, "at least one cloud to judge by", "none"));
   if (options.limit > 0 && options.limit < parts.train.size()) {
     std::vector<std::uint32_t> some = train::shuffled(parts.train.size(), 20222, 0);
     some.resize(static_cast<std::size_t>(options.limit));

@@ -39,7 +39,12 @@ void merge(const std::string& into, const std::vector<std::string>& files) {
   nlohmann::json rows = std::move(examples::read_rows(into)).value();
   const std::size_t before = rows.size();
   for (const std::string& file : files)
-    for (auto& row : read_existing(file)) examples::add_row(rows, row);
+    for (auto& row : read_existing(file)) {
+      if (!rows.empty() && examples::part_of(row) != examples::part_of(rows.front()))
+        strata::raise(strata::Error(file, "rows judged by " + examples::part_of(rows.front()) + " data as in " + into,
+                                    "rows by " + examples::part_of(row)));
+      examples::add_row(rows, row);
+    }
   (void)examples::write_rows(rows, into).value();
   std::printf("%s: %zu rows, %zu of them new\n", into.c_str(), rows.size(), rows.size() - before);
 }

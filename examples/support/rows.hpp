@@ -7,11 +7,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
 #include <span>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -36,10 +38,25 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
     *found = std::move(row);
 }
 
-/// Reads a file of rows, a JSON array of objects; none if there is no such file. Error: another content.
+/// The part of the data that a row was judged by, "test" or "validation".
+[[nodiscard]] inline std::string part_of(const nlohmann::json& row) {
+  return row.value("split", row.value("part", "test"));
+}
+
+/// What rows call the data of a directory: its last name.
+[[nodiscard]] inline std::string data_name(const std::string& directory) {
+  std::filesystem::path path = std::filesystem::weakly_canonical(directory);
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename().string();
+}
+
+/// Reads a file of rows, a JSON array of objects; none if there is no such file. Errors: a file that cannot be read,
+/// another content, rows judged by different parts of the data.
 [[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) return nlohmann::json::array();
+  if (std::error_code unknown; !file && !std::filesystem::exists(path, unknown) && !unknown)
+    return nlohmann::json::array();
+  if (!file) return strata::Error(path, "a readable file", "none");
   const std::string text(std::istreambuf_iterator<char>(file), {});
   nlohmann::json rows = nlohmann::json::parse(text, nullptr, false);
   if (!rows.is_array() || !std::all_of(rows.begin(), rows.end(), [](const auto& row) { return row.is_object(); }))
@@ -47,6 +64,9 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
   for (const auto& row : rows)
     for (const char* key : {"network", "data", "arm", "level", "seed", "accuracy", "weights", "flops"})
       if (!row.contains(key)) return strata::Error(path, std::string("rows with \"") + key + "\"", "one without");
+  for (const auto& row : rows)
+    if (part_of(row) != part_of(rows.front()))
+      return strata::Error(path, "rows judged by " + part_of(rows.front()) + " data", "one by " + part_of(row));
   return rows;
 }
 

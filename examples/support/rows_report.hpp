@@ -100,10 +100,11 @@ struct HeadlineLevel {
   std::string command;  ///< of the first seed
 };
 
-/// What the table over all networks says of one network and data set: the joint arm's levels 1 and 0.
+/// What the table over all networks says of one network and data set: the joint arm's levels 1 and 0. Dense models and
+/// levels are those of the seeds that both have.
 struct Headline {
   std::string network, data, metric;
-  double dense = 0;  ///< mean over those seeds of the dense arm that the levels have too, over all if there are none
+  double dense = 0;         ///< mean over seeds
   bool full_epochs = true;  ///< the dense arm; else the dense models that the levels come from, which had fewer epochs
   HeadlineLevel levels[2];  ///< by level
 };
@@ -134,7 +135,13 @@ struct Headline {
   headline.dense = summarise(values_of(dense)).mean;
   for (int level = 0; level < 2; ++level) {
     const std::string name = std::to_string(level);
-    const auto values = by_seed(rows, "joint", name, "accuracy");
+    const auto of_dense_seeds = [&](const char* key) {
+      const auto all = by_seed(rows, "joint", name, key);
+      auto kept = all;
+      std::erase_if(kept, [&](const auto& of_seed) { return !dense.contains(of_seed.first); });
+      return kept.empty() ? all : kept;
+    };
+    const auto values = of_dense_seeds("accuracy");
     if (values.empty()) return strata::Error(where, "level " + name + " of the joint arm", "none");
     HeadlineLevel& found = headline.levels[level];
     found.seeds = values.size();
@@ -144,8 +151,8 @@ struct Headline {
       if (const auto other = dense.find(seed); other != dense.end()) losses.push_back(1 - value / other->second);
     found.relative_loss = losses.empty() ? 1 - found.accuracy / headline.dense : summarise(losses).mean;
     found.half = half_interval(summarise(losses));
-    found.weights = summarise(values_of(by_seed(rows, "joint", name, "weights"))).mean;
-    found.flops = summarise(values_of(by_seed(rows, "joint", name, "flops"))).mean;
+    found.weights = summarise(values_of(of_dense_seeds("weights"))).mean;
+    found.flops = summarise(values_of(of_dense_seeds("flops"))).mean;
     for (const auto& row : rows)
       if (found.command.empty() && row.at("arm") == "joint" && level_text(row) == name)
         found.command = row.value("command", "");

@@ -121,6 +121,16 @@ TEST_CASE("a network's line over all networks is of the joint arm against the de
     if (each.at("arm") == "joint") each["seed"] = 4;
   CHECK(std::abs(examples::headline_of(three, "file").value().dense - 0.6) < 1e-12);
 
+  // Nor do levels of a seed without a dense model, where there are others.
+  nlohmann::json more = rows;
+  for (const int level : {0, 1}) more.push_back(row("joint", 3, level, 0.1, 0.2));
+  const auto both = examples::headline_of(more, "file").value();
+  for (const int level : {0, 1}) {
+    CHECK(both.levels[level].seeds == 2);
+    CHECK(both.levels[level].accuracy == headline.levels[level].accuracy);
+    CHECK(both.levels[level].weights == headline.levels[level].weights);
+  }
+
   // Without the dense arm those dense models that the levels come from, which had fewer epochs.
   nlohmann::json joint = nlohmann::json::array();
   for (const auto& each : rows)
@@ -151,4 +161,24 @@ TEST_CASE("a row's command leaves out what does not change the result") {
   CHECK(command({"--resume", "--out", "o", "--report", "r.json", "--dense-from=x", "--stop-after", "9",
                  "--arm=joint"}) == "net --arm=joint");
   CHECK(command({"--data=/x", "--out"}) == "net --data DIR");
+}
+
+TEST_CASE("rows judged by different parts of the data do not mix, and a file that cannot be looked at is an error") {
+  const auto path =
+      (std::filesystem::temp_directory_path() / ("strata_rows_" + std::to_string(getpid()) + ".json")).string();
+  CHECK(examples::read_rows(path).value().empty());
+  CHECK_FALSE(examples::read_rows(std::string(300, 'x')).ok());  // longer than names may be
+  nlohmann::json rows = two_seeds();
+  for (auto& each : rows) each["split"] = "validation";
+  REQUIRE(examples::write_rows(rows, path).ok());
+  CHECK(examples::part_of(examples::read_rows(path).value().front()) == "validation");
+  rows.back()["split"] = "test";
+  REQUIRE(examples::write_rows(rows, path).ok());
+  CHECK(examples::read_rows(path).error().found() == "one by test");
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("data is called after its directory") {
+  CHECK(examples::data_name("/some/where/cora") == "cora");
+  CHECK(examples::data_name("where/cora/") == "cora");
 }

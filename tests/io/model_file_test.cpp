@@ -14,6 +14,7 @@
 
 #include <strata/io/model_file.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/small_net.hpp"
 
@@ -288,6 +289,13 @@ TEST_CASE("a model that was read rather than mapped outlives its file") {
   const auto after = session.run(image, Level{1});
   CHECK(std::equal(kept.begin(), kept.end(), after.begin(), after.end()));
   CHECK_FALSE(strata::try_load<test::SmallNet>(path, {.mapped = false}).ok());
+}
+
+TEST_CASE("memory that cannot be had for a file is an error that names it") {
+  const Directory directory;
+  const std::string path = saved(directory);
+  const FailingAllocations failing(std::filesystem::file_size(path));
+  CHECK(strata::try_load<test::SmallNet>(path, {.mapped = false}).error().where().starts_with(path));
 }
 
 TEST_CASE("an interrupted save leaves the old file whole") {

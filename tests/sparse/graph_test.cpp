@@ -3,6 +3,7 @@
 
 #include <strata/sparse/graph.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 
 namespace {
@@ -105,4 +106,10 @@ TEST_CASE("bad sparse features are refused by row") {
   CHECK(refused(3, {0, 0, 2}, {1, 1}) == "features: row 1: expected ascending features, found 1 after 1");
   CHECK(refused(3, {0, 2}, {0, 1}, {1.0F}).find("2 values") != std::string::npos);
   CHECK(refused(3, {0, 1}, {0}, {std::numeric_limits<float>::quiet_NaN()}).find("finite") != std::string::npos);
+}
+
+TEST_CASE("memory that cannot be had for a graph or for features is an error") {
+  const FailingAllocations failing(std::size_t{1} << 20);
+  CHECK(Graph::try_from_edges(1 << 20, {}, {.add_self_loops = true}).error().where() == "memory");
+  CHECK(SparseFeatures::try_from_csr(1 << 20, {0}, {}).error().where() == "memory");
 }

@@ -17,7 +17,7 @@ struct StagedLayer {
   explicit StagedLayer(strata::index_t width)
       : fc({.in_features = width,
             .out_features = width,
-            .bias = false,
+            .bias = true,
             .norm = true,
             .activation = strata::Activation::leaky_relu}) {}
   template <class V>

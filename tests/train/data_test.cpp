@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <set>
@@ -79,6 +80,14 @@ TEST_CASE("a dataset is checked for pictures, pixels and labels that fit togethe
   CHECK_FALSE(data.check().ok());
   data.shape = {};
   CHECK(data.check().error().expected() == "a shape of at least 1 x 1 x 1");
+  data = good;
+  data.mean = std::numeric_limits<double>::infinity();
+  CHECK(data.check().error().expected() == "a finite mean");
+  for (const double deviation : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN()}) {
+    data = good;
+    data.deviation = deviation;
+    CHECK(data.check().error().expected() == "a finite deviation above 0");
+  }
   data = good;
   data.classes = 256;
   data.labels[0] = 255;

@@ -242,14 +242,14 @@ TEST_CASE("what lower levels use does not change by a bit while a higher level i
     recipe.recalibration_batches = 0;
     recipe.tune_paths = tune_paths;
     Trainer trainer(network, task, recipe, executor);
-    const auto of_level_0 = [&, tune_paths = tune_paths] {
+    const auto of_level_0 = [&] {
       std::vector<float> bits;
       for (const auto* parameter : train::parameters<float>(network))
         for (index_t i = 0; i < parameter->value.size(); ++i)
           if (parameter->level < 1 && parameter->contains(i, Level{0})) bits.push_back(parameter->value[i]);
-      // Paths that switch to level 0 move its running statistics, which are measured anew at the end of a run.
       const auto& norm = network.conv.norms().front();
-      if (tune_paths == 0) bits.insert(bits.end(), norm.running_mean.begin(), norm.running_mean.end());
+      bits.insert(bits.end(), norm.running_mean.begin(), norm.running_mean.end());
+      bits.insert(bits.end(), norm.running_variance.begin(), norm.running_variance.end());
       return bits;
     };
     const std::string last = arm == train::Arm::joint ? "tune top level" : "ADMM, level 1";
@@ -625,6 +625,20 @@ TEST_CASE("a checkpoint in a directory that is not there is refused before any w
   train::FitOptions options;
   options.progress = [&](const train::Progress&) { ++steps; };
   options.checkpoint = "strata_no_such_directory/run.safetensors";
+  CHECK_THROWS_AS(train::fit(network, task, small_recipe(train::Arm::joint), executor, options), strata::Error);
+  CHECK(steps == 0);
+}
+
+TEST_CASE("a checkpoint that may be there but cannot be looked at is not begun anew") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  Net network({.width = 24});
+  int steps = 0;
+  train::FitOptions options;
+  options.progress = [&](const train::Progress&) { ++steps; };
+  options.checkpoint = std::string(300, 'x');  // longer than names may be
+  options.resume = true;
   CHECK_THROWS_AS(train::fit(network, task, small_recipe(train::Arm::joint), executor, options), strata::Error);
   CHECK(steps == 0);
 }

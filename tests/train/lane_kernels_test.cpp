@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -270,6 +271,18 @@ TEST_CASE("sparse products in lanes agree with their scalar twins") {
 TEST_CASE("normalisation in lanes agrees with its scalar twins") {
   check_normalisation<float>(1e-5);
   check_normalisation<double>(1e-13);
+}
+
+TEST_CASE("ReLU in lanes lets what is no number through, as its scalar twin does") {
+  constexpr index_t size = static_cast<index_t>(xsimd::batch<float, Arch>::size);
+  const Array<float> x = Array<float>::Constant(size, std::numeric_limits<float>::quiet_NaN());
+  const float scale = 2;
+  const float offset = 1;
+  Array<float> y[2] = {Array<float>::Zero(size), Array<float>::Zero(size)};
+  kernels::lane_affine<Arch>({1, 1}, x.data(), &scale, &offset, static_cast<const float*>(nullptr), true, y[0].data());
+  kernels::lane_affine_reference<Arch>({1, 1}, x.data(), &scale, &offset, static_cast<const float*>(nullptr), true,
+                                       y[1].data());
+  for (const auto& result : y) CHECK(result.isNaN().all());
 }
 
 TEST_CASE("activations go into lanes and come back") {

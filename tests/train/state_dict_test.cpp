@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <strata/runtime/session.hpp>
 #include <strata/train/state_dict.hpp>
 
 #include "../../examples/gnmt/network.hpp"
@@ -230,4 +231,58 @@ TEST_CASE("layers of several matrices pass through a state_dict under PyTorch's 
     const auto found = again.find(view.name)->as<float>();
     CHECK(std::equal(found.begin(), found.end(), view.as<float>().begin(), view.as<float>().end()));
   }
+}
+
+namespace {
+
+template <class Family>
+struct BiasedNet {
+  struct Config {
+    template <class V>
+    void visit(V&&) {}
+  };
+  explicit BiasedNet(const Config& config)
+      : config_(config), fc({.in_features = 1, .out_features = 1, .bias = true, .norm = true}) {}
+  [[nodiscard]] const Config& config() const { return config_; }
+  [[nodiscard]] strata::Shape input_shape() const { return {1, 1, 1}; }
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const { return fc(context, x); }
+  template <class V>
+  void visit(V&& v) {
+    v("fc", fc, "bn");
+  }
+  static constexpr std::string_view architecture = "biased";
+  Config config_;
+  typename Family::Linear fc;
+};
+
+}  // namespace
+
+TEST_CASE("a bias comes before the normalisation, as in torch.nn.Linear + BatchNorm1d") {
+  Archive state_dict;
+  for (const auto& [name, value] : std::vector<std::pair<std::string, float>>{
+           {"fc.bias", 1}, {"bn.weight", 3}, {"bn.bias", 0.5F}, {"bn.running_mean", 2}, {"bn.running_var", 4}})
+    state_dict.add<float>(name, {1}, 0, std::vector<float>{value});
+  state_dict.add<float>("fc.weight", {1, 1}, 0, std::vector<float>{1});
+  BiasedNet<train::Training<float>> net({});
+  REQUIRE(train::from_state_dict(net, state_dict).ok());
+  strata::SerialExecutor executor;
+  train::Context<float> context(executor);
+  const auto run = [&](bool training, const std::vector<float>& values) {
+    context.training = training;
+    context.begin(Level{0});
+    const auto x = context.make(static_cast<index_t>(values.size()), {1, 1, 1}, false);
+    for (std::size_t i = 0; i < values.size(); ++i) x.matrix()(0, static_cast<index_t>(i)) = values[i];
+    return net(context, x).value()[0];
+  };
+  const float expected = 3 * (5 + 1 - 2) / 2.0F + 0.5F;
+  CHECK(std::abs(run(false, {5}) - expected) < 1e-4F);
+
+  strata::Session<strata::Model<BiasedNet>> session(
+      strata::Model<BiasedNet>::from_archive(strata::to_archive(net, 1)).value());
+  CHECK(std::abs(session.run(std::vector<float>{5}, Level{0})[0] - expected) < 1e-4F);
+
+  // The running mean is that of what is normalised: the inputs' mean of 3 and the bias.
+  context.norm_momentum = 1;
+  (void)run(true, {2, 4});
+  CHECK(net.fc.norms()[0].running_mean[0] == 4);
 }

@@ -141,6 +141,8 @@ TEST_CASE("a translation network learns to copy with two nested levels") {
   for (const int level : {0, 1}) losses[level] = train::translation_loss(network, context, unseen, Level{level});
   CHECK(losses[1] < 0.9);
   CHECK(losses[0] < 1.3);
+  CHECK_THROWS_AS(train::translation_loss(network, context, unseen, Level{-1}), strata::Error);
+  CHECK_THROWS_AS(train::translation_loss(network, context, unseen, Level{0}, 0), strata::Error);
   // Embeddings are not part of the budget.
   index_t all = 0, kept = 0;
   for (auto* parameter : train::parameters<float>(network)) {

@@ -57,20 +57,8 @@ class MappedFile {
     ::close(descriptor);
     if (mapped) return std::shared_ptr<const MappedFile>(std::move(file));
 #endif
-    std::ifstream stream(path, std::ios::binary | std::ios::ate);
-    if (!stream) return Error(path, "a readable file", "none");
-    file->size_ = static_cast<std::size_t>(stream.tellg());
-    stream.seekg(0);
-    std::byte* memory = nullptr;
-    // Not `std::nothrow`: a program that replaces the allocation functions often leaves out that form.
-    try {
-      memory = static_cast<std::byte*>(::operator new(file->size_ + 1, alignment));
-    } catch (const std::bad_alloc&) {
-      return Error({path}, {"memory for ", file->size_, " bytes"}, {"less"});
-    }
-    file->data_ = memory;
-    if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(file->size_)))
-      return Error({path}, {file->size_, " readable bytes"}, {"fewer"});
+    if (Status read = returning_errors([&] { return file->read(path); }); !read)
+      return read.error().where() == path ? read.error() : read.error().within(path);
     return std::shared_ptr<const MappedFile>(std::move(file));
   }
 
@@ -92,6 +80,20 @@ class MappedFile {
 
  private:
   MappedFile() = default;
+
+  /// Raises: memory that cannot be had.
+  [[nodiscard]] Status read(const std::string& path) {
+    std::ifstream stream(path, std::ios::binary | std::ios::ate);
+    if (!stream) return Error(path, "a readable file", "none");
+    size_ = static_cast<std::size_t>(stream.tellg());
+    stream.seekg(0);
+    // Not `std::nothrow`: a program that replaces the allocation functions often leaves out that form.
+    auto* const memory = static_cast<std::byte*>(::operator new(size_ + 1, alignment));
+    data_ = memory;
+    if (!stream.read(reinterpret_cast<char*>(memory), static_cast<std::streamsize>(size_)))
+      return Error({path}, {size_, " readable bytes"}, {"fewer"});
+    return success();
+  }
 
   static constexpr std::align_val_t alignment{64};
 

@@ -83,33 +83,35 @@ namespace detail {
 /// anything `parse_safetensors` refuses.
 [[nodiscard]] STRATA_COLD inline Result<Archive> parse_model(std::span<const std::byte> file,
                                                              std::shared_ptr<const void> owner) {
-  Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
-  if (!parsed) return parsed.error();
-  const SafetensorsContents& contents = parsed.value();
-  Result<std::vector<std::uint64_t>> ends = detail::stratum_ends(contents);
-  if (!ends) return ends.error();
-  const std::uint64_t available = file.size() - contents.data_start;
-  const std::size_t levels = detail::whole_levels(ends.value(), available);
-  if (levels == 0 || ends.value()[levels - 1] != available)
-    return Error({"data"}, {"a file that ends where a level does"}, {available, " bytes: the file is cut off"});
-  for (std::size_t level = 0; level < levels; ++level)
-    if (const std::uint64_t end = ends.value()[level];
-        end != 0 && !std::binary_search(contents.array_ends.begin(), contents.array_ends.end(), end))
-      return Error({"metadata ", stratum_end_prefix, level}, {"the end of an array"}, {end});
-  Archive archive;
-  archive.set_levels(static_cast<int>(levels));
-  for (const auto& [key, value] : contents.archive.metadata())
-    if (!key.starts_with(reserved_prefix)) archive.metadata()[key] = value;
-  const auto& arrays = contents.archive.arrays();
-  int stratum = 0;
-  for (std::size_t i = 0; i < arrays.size(); ++i) {
-    while (contents.array_ends[i] > ends.value()[static_cast<std::size_t>(stratum)]) ++stratum;
-    ArrayView view = arrays[i];
-    view.stratum = stratum;
-    archive.add_view(std::move(view));
-  }
-  for (const auto& kept : contents.archive.owners()) archive.keep(kept);
-  return archive;
+  return returning_errors([&]() -> Result<Archive> {
+    Result<SafetensorsContents> parsed = parse_safetensors(file, std::move(owner), true);
+    if (!parsed) return parsed.error();
+    const SafetensorsContents& contents = parsed.value();
+    Result<std::vector<std::uint64_t>> ends = detail::stratum_ends(contents);
+    if (!ends) return ends.error();
+    const std::uint64_t available = file.size() - contents.data_start;
+    const std::size_t levels = detail::whole_levels(ends.value(), available);
+    if (levels == 0 || ends.value()[levels - 1] != available)
+      return Error({"data"}, {"a file that ends where a level does"}, {available, " bytes: the file is cut off"});
+    for (std::size_t level = 0; level < levels; ++level)
+      if (const std::uint64_t end = ends.value()[level];
+          end != 0 && !std::binary_search(contents.array_ends.begin(), contents.array_ends.end(), end))
+        return Error({"metadata ", stratum_end_prefix, level}, {"the end of an array"}, {end});
+    Archive archive;
+    archive.set_levels(static_cast<int>(levels));
+    for (const auto& [key, value] : contents.archive.metadata())
+      if (!key.starts_with(reserved_prefix)) archive.metadata()[key] = value;
+    const auto& arrays = contents.archive.arrays();
+    int stratum = 0;
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+      while (contents.array_ends[i] > ends.value()[static_cast<std::size_t>(stratum)]) ++stratum;
+      ArrayView view = arrays[i];
+      view.stratum = stratum;
+      archive.add_view(std::move(view));
+    }
+    for (const auto& kept : contents.archive.owners()) archive.keep(kept);
+    return archive;
+  });
 }
 
 /// `parse_model` of a file, mapped or read. Errors name the file.
@@ -129,79 +131,86 @@ namespace detail {
 /// the format reserves, a text that is not UTF-8, a shape that has too many extents or does not fit the array's bytes,
 /// names and metadata beyond `max_header_bytes`. Error: writing that fails.
 [[nodiscard]] inline Status write_model(const Archive& archive, const std::string& path) {
-  std::vector<const ArrayView*> arrays;
-  std::vector<bool> new_section;
-  std::vector<std::size_t> counts;
-  if (archive.levels() < 1 || archive.levels() > max_levels)
-    return Error({path}, {"1 to ", max_levels, " levels"}, {archive.levels()});
-  for (const ArrayView& view : archive.arrays()) {
-    if (view.stratum < 0 || view.stratum >= archive.levels())
-      return Error({path, ": ", view.name}, {"a stratum below ", archive.levels()}, {view.stratum});
-    if (!detail::is_utf8(view.name)) return Error(path, "array names in UTF-8", "another");
-    if (view.shape.size() > max_extents)
-      return Error({path, ": ", view.name}, {"at most ", max_extents, " extents"}, {view.shape.size()});
-    if (detail::array_bytes(view.type, view.shape) != std::uint64_t{view.bytes.size()})
-      return Error({path, ": ", view.name}, {"as many bytes as its shape tells"}, {view.bytes.size()});
-    if (view.name.starts_with("__")) return Error({path, ": ", view.name}, {"a name without leading __"}, {view.name});
-  }
-  for (const auto& [key, value] : archive.metadata()) {
-    if (!detail::is_utf8(key)) return Error(path, "metadata keys in UTF-8", "another");
-    if (!detail::is_utf8(value)) return Error({path, ": metadata ", key}, {"text in UTF-8"}, {"another"});
-    if (key.starts_with(reserved_prefix))
-      return Error({path, ": metadata ", key}, {"a key without leading ", reserved_prefix}, {key});
-  }
-  for (int stratum = 0; stratum < archive.levels(); ++stratum) {
-    bool first = stratum > 0;
-    for (const ArrayView& view : archive.arrays())
-      if (view.stratum == stratum) {
-        arrays.push_back(&view);
-        new_section.push_back(std::exchange(first, false));
-      }
-    counts.push_back(arrays.size());
-  }
-  const ArrayPlaces places = place_arrays(arrays, new_section);
-  std::map<std::string, std::string> metadata = archive.metadata();
-  metadata[std::string(format_key)] = std::string(format_version);
-  metadata[std::string(levels_key)] = std::to_string(archive.levels());
-  for (std::size_t s = 0; s < counts.size(); ++s)
-    metadata[std::string(stratum_end_prefix) + std::to_string(s)] =
-        std::to_string(counts[s] == 0 ? 0 : places.ends[counts[s] - 1]);
-  const auto image = lay_out_safetensors(arrays, places, metadata);
-  if (image->header.size() - 8 > max_header_bytes)
-    return Error({path}, {"names and metadata of at most ", max_header_bytes, " bytes"}, {image->header.size() - 8});
-  return write_atomically(path, image->pieces);
+  return returning_errors([&]() -> Status {
+    std::vector<const ArrayView*> arrays;
+    std::vector<bool> new_section;
+    std::vector<std::size_t> counts;
+    if (archive.levels() < 1 || archive.levels() > max_levels)
+      return Error({path}, {"1 to ", max_levels, " levels"}, {archive.levels()});
+    for (const ArrayView& view : archive.arrays()) {
+      if (view.stratum < 0 || view.stratum >= archive.levels())
+        return Error({path, ": ", view.name}, {"a stratum below ", archive.levels()}, {view.stratum});
+      if (!detail::is_utf8(view.name)) return Error(path, "array names in UTF-8", "another");
+      if (view.shape.size() > max_extents)
+        return Error({path, ": ", view.name}, {"at most ", max_extents, " extents"}, {view.shape.size()});
+      if (detail::array_bytes(view.type, view.shape) != std::uint64_t{view.bytes.size()})
+        return Error({path, ": ", view.name}, {"as many bytes as its shape tells"}, {view.bytes.size()});
+      if (view.name.starts_with("__"))
+        return Error({path, ": ", view.name}, {"a name without leading __"}, {view.name});
+    }
+    for (const auto& [key, value] : archive.metadata()) {
+      if (!detail::is_utf8(key)) return Error(path, "metadata keys in UTF-8", "another");
+      if (!detail::is_utf8(value)) return Error({path, ": metadata ", key}, {"text in UTF-8"}, {"another"});
+      if (key.starts_with(reserved_prefix))
+        return Error({path, ": metadata ", key}, {"a key without leading ", reserved_prefix}, {key});
+    }
+    for (int stratum = 0; stratum < archive.levels(); ++stratum) {
+      bool first = stratum > 0;
+      for (const ArrayView& view : archive.arrays())
+        if (view.stratum == stratum) {
+          arrays.push_back(&view);
+          new_section.push_back(std::exchange(first, false));
+        }
+      counts.push_back(arrays.size());
+    }
+    const ArrayPlaces places = place_arrays(arrays, new_section);
+    std::map<std::string, std::string> metadata = archive.metadata();
+    metadata[std::string(format_key)] = std::string(format_version);
+    metadata[std::string(levels_key)] = std::to_string(archive.levels());
+    for (std::size_t s = 0; s < counts.size(); ++s)
+      metadata[std::string(stratum_end_prefix) + std::to_string(s)] =
+          std::to_string(counts[s] == 0 ? 0 : places.ends[counts[s] - 1]);
+    const auto image = lay_out_safetensors(arrays, places, metadata);
+    if (image->header.size() - 8 > max_header_bytes)
+      return Error({path}, {"names and metadata of at most ", max_header_bytes, " bytes"}, {image->header.size() - 8});
+    return write_atomically(path, image->pieces);
+  });
 }
 
 /// How many bytes from the start of the file hold levels 0 .. `level`. Errors: not a model file, no such level in it,
 /// as above the levels of a file that is a prefix itself.
 [[nodiscard]] inline Result<std::uint64_t> prefix_bytes(const std::string& path, Level level) {
-  auto file = MappedFile::open(path);
-  if (!file) return file.error();
-  auto contents = parse_safetensors(file.value()->bytes(), file.value(), true);
-  if (!contents) return contents.error().within(path);
-  auto ends = detail::stratum_ends(contents.value());
-  if (!ends) return ends.error().within(path);
-  const std::uint64_t available = file.value()->bytes().size() - contents.value().data_start;
-  const std::size_t levels = detail::whole_levels(ends.value(), available);
-  if (level.index < 0 || static_cast<std::size_t>(level.index) >= levels)
-    return Error({path}, {"a level below ", levels}, {level.index});
-  return contents.value().data_start + ends.value()[static_cast<std::size_t>(level.index)];
+  return returning_errors([&]() -> Result<std::uint64_t> {
+    auto file = MappedFile::open(path);
+    if (!file) return file.error();
+    auto contents = parse_safetensors(file.value()->bytes(), file.value(), true);
+    if (!contents) return contents.error().within(path);
+    auto ends = detail::stratum_ends(contents.value());
+    if (!ends) return ends.error().within(path);
+    const std::uint64_t available = file.value()->bytes().size() - contents.value().data_start;
+    const std::size_t levels = detail::whole_levels(ends.value(), available);
+    if (level.index < 0 || static_cast<std::size_t>(level.index) >= levels)
+      return Error({path}, {"a level below ", levels}, {level.index});
+    return contents.value().data_start + ends.value()[static_cast<std::size_t>(level.index)];
+  });
 }
 
 /// Writes levels 0 .. `level` of the model file `source` as a model file of its own. Errors: as for reading and
 /// writing, a level that `source` does not have.
 [[nodiscard]] inline Status write_truncated(const std::string& source, Level level, const std::string& target) {
-  Result<Archive> whole = read_model(source);
-  if (!whole) return whole.error();
-  if (level.index < 0 || level.index >= whole.value().levels())
-    return Error({source}, {"a level below ", whole.value().levels()}, {level.index});
-  Archive archive;
-  archive.set_levels(level.index + 1);
-  archive.metadata() = whole.value().metadata();
-  for (const ArrayView& view : whole.value().arrays())
-    if (view.stratum <= level.index) archive.add_view(view);
-  for (const auto& owner : whole.value().owners()) archive.keep(owner);
-  return write_model(archive, target);
+  return returning_errors([&]() -> Status {
+    Result<Archive> whole = read_model(source);
+    if (!whole) return whole.error();
+    if (level.index < 0 || level.index >= whole.value().levels())
+      return Error({source}, {"a level below ", whole.value().levels()}, {level.index});
+    Archive archive;
+    archive.set_levels(level.index + 1);
+    archive.metadata() = whole.value().metadata();
+    for (const ArrayView& view : whole.value().arrays())
+      if (view.stratum <= level.index) archive.add_view(view);
+    for (const auto& owner : whole.value().owners()) archive.keep(owner);
+    return write_model(archive, target);
+  });
 }
 
 }  // namespace io

@@ -105,8 +105,9 @@ inline constexpr index_t cached_output = index_t{1} << 20;
 
 /// output = epilogue(convolution of input with weights) at `level`. `weights` is a `LeveledCsr` or a `DenseMatrix` of
 /// shape.out_channels x shape.columns(). Residual: laid out as the output. Scratch comes from `arena`.
-/// Preconditions: layouts fit the shape, level within the weights' levels, rows of one group of channels are whole
-/// `row_group`s if there are several groups.
+/// Preconditions: input, output and residual are aligned as blocks of an arena are, with `Block::guard` readable bytes
+/// before and behind the input (vectors hang over its edges); layouts fit the shape, level within the weights' levels,
+/// rows of one group of channels are whole `row_group`s if there are several groups.
 template <class Arch, class Scalar, class Weights>
 void convolution(const Weights& weights, Level level, const ConvolutionShape& shape, const TileLayout& in,
                  const Scalar* input, const TileLayout& out, Scalar* output, const Epilogue<Scalar>& epilogue,

@@ -11,7 +11,8 @@
 
 namespace strata {
 
-/// 2-D cross-correlation, then per-level normalisation, residual and activation, as in torch.nn.Conv2d + BatchNorm2d.
+/// 2-D cross-correlation with bias, then per-level normalisation, residual and activation, as in torch.nn.Conv2d +
+/// BatchNorm2d.
 /// Weight shape: out_channels x (in_channels / groups) x kernel.h x kernel.w.
 struct Conv2dOptions {
   index_t in_channels = 0;
@@ -22,7 +23,7 @@ struct Conv2dOptions {
   Pair dilation = 1;
   index_t groups = 1;
   bool norm = true;   ///< batch normalisation, one set per level
-  bool bias = false;  ///< a bias vector; with `norm` its offset already is one
+  bool bias = false;  ///< a bias vector; with `norm`, which comes after it, it has no use but to hold a state_dict's
   Activation activation = Activation::identity;
   bool levelled = true;  ///< false: all weights belong to level 0
 

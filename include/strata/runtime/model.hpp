@@ -33,10 +33,11 @@ class Model {
     using Made = Result<std::shared_ptr<Network>>;
     Made made = returning_errors([&]() -> Made { return std::make_shared<Network>(config.value()); });
     if (!made) return made.error().within("config");
-    std::shared_ptr<Network> network = std::move(made).value();
-    if (Status status = returning_errors([&] { return strata::from_archive(*network, archive); }); !status)
-      return status.error();
-    return Model(std::move(network), archive);
+    return returning_errors([&]() -> Result<Model> {
+      std::shared_ptr<Network> network = std::move(made).value();
+      if (Status status = strata::from_archive(*network, archive); !status) return status.error();
+      return Model(std::move(network), archive);
+    });
   }
 
   /// Nested models; levels are 0 .. levels()-1.
@@ -58,7 +59,8 @@ class Model {
     return residency_->release_above(level).value();
   }
   /// Starts to read the strata up to `level` from the file again, on a thread of its own; `present()` follows, and
-  /// `wait_restored` waits. One under way that goes as far or further goes on. Raises: no such level.
+  /// `wait_restored` waits. One under way that goes as far or further goes on. Raises: no such level, a thread that
+  /// cannot be started.
   void restore(Level level) const { (void)residency_->restore(level).value(); }
   void wait_restored() const { residency_->wait(); }
   /// The ledger of what is present, for sessions.

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -102,12 +103,14 @@ class Residency {
     if (strata_.empty() || present_.load() == top_) return;
     const std::lock_guard lock(control_);
     // One that is being restored is wanted.
-    const int wanted = std::max(present_.load(), reading_.load() ? target_ : 0);
+    // `reading_` first: once it is false, `present_` has all that was restored.
+    const bool reading = reading_.load();
+    const int wanted = std::max(present_.load(), reading ? target_ : 0);
     if (wanted < top_) (void)give_back(wanted + 1);
 #endif
   }
 
-  /// See `Model::restore`; the errors as values.
+  /// See `Model::restore`; the errors as values. Errors: no such level, a thread that cannot be started.
   [[nodiscard]] Status restore(Level level) {
     if (Status status = check(level); !status) return status;
     const std::lock_guard lock(control_);
@@ -116,12 +119,17 @@ class Residency {
     cancel_.store(false);
     reading_.store(true);
     target_ = level.index;
-    reader_ = std::thread([this, level] {
+    Status started = start([this, level] {
       read_again(level.index);
       reading_.store(false);
       reading_.notify_all();
     });
-    return success();
+    if (!started) {
+      target_ = 0;
+      reading_.store(false);
+      reading_.notify_all();
+    }
+    return started;
   }
 
   /// Waits until a `restore` under way is done or was ended by a release. Does not keep others from either.
@@ -202,6 +210,21 @@ class Residency {
       }
       present_.store(s);
     }
+  }
+
+  /// Makes `reader_` a thread that calls `f`.
+  template <class F>
+  [[nodiscard]] Status start(F&& f) {
+#if defined(__cpp_exceptions)
+    try {
+#endif
+      reader_ = std::thread(std::forward<F>(f));
+#if defined(__cpp_exceptions)
+    } catch (const std::system_error& error) {
+      return Error("restore", "a thread that reads", error.what());
+    }
+#endif
+    return success();
   }
 
   /// Ends a `restore` under way early. Precondition: `control_` is held, or nobody else has the object.

@@ -44,48 +44,50 @@ class Graph {
   /// numbers of the edge in `edges`).
   [[nodiscard]] static Result<Graph> try_from_edges(index_t nodes, std::span<const GraphEdge> edges,
                                                     const GraphOptions& options = {}) {
-    constexpr index_t most = std::numeric_limits<GraphIndex>::max();
-    if (nodes < 0 || nodes > most) return Error({"graph"}, {"0 to ", most, " nodes"}, {nodes});
-    if (2 * static_cast<index_t>(edges.size()) + nodes > most)
-      return Error({"graph"}, {"at most ", most, " edges"}, {edges.size()});
-    struct Numbered {
-      GraphEdge edge;
-      std::size_t number;
-    };
-    std::vector<Numbered> list;
-    list.reserve(edges.size() * (options.undirected ? 2 : 1));
-    std::vector<bool> looped(options.add_self_loops ? static_cast<std::size_t>(nodes) : 0, false);
-    for (std::size_t i = 0; i < edges.size(); ++i) {
-      const GraphEdge edge = edges[i];
-      for (const GraphIndex end : {edge.source, edge.target})
-        if (end < 0 || end >= nodes) return Error({"graph: edge ", i}, {"nodes below ", nodes}, {end});
-      list.push_back({edge, i});
-      if (edge.source == edge.target) {
-        if (options.add_self_loops) looped[static_cast<std::size_t>(edge.source)] = true;
-      } else if (options.undirected) {
-        list.push_back({{edge.target, edge.source}, i});
+    return returning_errors([&]() -> Result<Graph> {
+      constexpr index_t most = std::numeric_limits<GraphIndex>::max();
+      if (nodes < 0 || nodes > most) return Error({"graph"}, {"0 to ", most, " nodes"}, {nodes});
+      if (2 * static_cast<index_t>(edges.size()) + nodes > most)
+        return Error({"graph"}, {"at most ", most, " edges"}, {edges.size()});
+      struct Numbered {
+        GraphEdge edge;
+        std::size_t number;
+      };
+      std::vector<Numbered> list;
+      list.reserve(edges.size() * (options.undirected ? 2 : 1));
+      std::vector<bool> looped(options.add_self_loops ? static_cast<std::size_t>(nodes) : 0, false);
+      for (std::size_t i = 0; i < edges.size(); ++i) {
+        const GraphEdge edge = edges[i];
+        for (const GraphIndex end : {edge.source, edge.target})
+          if (end < 0 || end >= nodes) return Error({"graph: edge ", i}, {"nodes below ", nodes}, {end});
+        list.push_back({edge, i});
+        if (edge.source == edge.target) {
+          if (options.add_self_loops) looped[static_cast<std::size_t>(edge.source)] = true;
+        } else if (options.undirected) {
+          list.push_back({{edge.target, edge.source}, i});
+        }
       }
-    }
-    const auto before = [](const Numbered& a, const Numbered& b) {
-      if (a.edge.target != b.edge.target) return a.edge.target < b.edge.target;
-      return a.edge.source != b.edge.source ? a.edge.source < b.edge.source : a.number < b.number;
-    };
-    std::sort(list.begin(), list.end(), before);
-    for (std::size_t i = 1; i < list.size(); ++i)
-      if (list[i].edge == list[i - 1].edge)
-        return Error({"graph: edge ", list[i].number},
-                     {"an edge that is not listed yet",
-                      options.undirected ? " in either direction (the graph is undirected)" : ""},
-                     {list[i].edge.source, " ", list[i].edge.target, ", which is edge ", list[i - 1].number});
-    std::vector<GraphEdge> sorted;
-    sorted.reserve(list.size());
-    for (const Numbered& numbered : list) sorted.push_back(numbered.edge);
-    for (std::size_t i = 0; i < looped.size(); ++i)
-      if (!looped[i]) sorted.push_back({static_cast<GraphIndex>(i), static_cast<GraphIndex>(i)});
-    std::sort(sorted.begin(), sorted.end(), [](const GraphEdge& a, const GraphEdge& b) {
-      return a.target != b.target ? a.target < b.target : a.source < b.source;
+      const auto before = [](const Numbered& a, const Numbered& b) {
+        if (a.edge.target != b.edge.target) return a.edge.target < b.edge.target;
+        return a.edge.source != b.edge.source ? a.edge.source < b.edge.source : a.number < b.number;
+      };
+      std::sort(list.begin(), list.end(), before);
+      for (std::size_t i = 1; i < list.size(); ++i)
+        if (list[i].edge == list[i - 1].edge)
+          return Error({"graph: edge ", list[i].number},
+                       {"an edge that is not listed yet",
+                        options.undirected ? " in either direction (the graph is undirected)" : ""},
+                       {list[i].edge.source, " ", list[i].edge.target, ", which is edge ", list[i - 1].number});
+      std::vector<GraphEdge> sorted;
+      sorted.reserve(list.size());
+      for (const Numbered& numbered : list) sorted.push_back(numbered.edge);
+      for (std::size_t i = 0; i < looped.size(); ++i)
+        if (!looped[i]) sorted.push_back({static_cast<GraphIndex>(i), static_cast<GraphIndex>(i)});
+      std::sort(sorted.begin(), sorted.end(), [](const GraphEdge& a, const GraphEdge& b) {
+        return a.target != b.target ? a.target < b.target : a.source < b.source;
+      });
+      return build(nodes, sorted);
     });
-    return build(nodes, sorted);
   }
 
   /// As `try_from_edges`; raises the error.
@@ -154,32 +156,34 @@ class SparseFeatures {
   [[nodiscard]] static Result<SparseFeatures> try_from_csr(index_t features, std::vector<GraphIndex> offsets,
                                                            std::vector<GraphIndex> indices,
                                                            std::vector<float> values = {}) {
-    constexpr auto most = static_cast<std::size_t>(std::numeric_limits<GraphIndex>::max());
-    if (features < 0 || static_cast<std::size_t>(features) > most)
-      return Error({"features"}, {"0 to ", most, " columns"}, {features});
-    if (indices.size() > most) return Error({"features"}, {"at most ", most, " entries"}, {indices.size()});
-    if (values.empty()) values.assign(indices.size(), 1.0F);
-    if (values.size() != indices.size())
-      return Error({"features"}, {indices.size(), " values, one an entry"}, {values.size()});
-    if (offsets.empty() || offsets.front() != 0 || static_cast<std::size_t>(offsets.back()) != indices.size())
-      return Error({"features"}, {"offsets from 0 to ", indices.size()}, {"others"});
-    for (std::size_t row = 0; row + 1 < offsets.size(); ++row)
-      if (offsets[row + 1] < offsets[row] || static_cast<std::size_t>(offsets[row + 1]) > indices.size())
-        return Error({"features: row ", row}, {"offsets that do not fall"}, {"others"});
-    for (std::size_t row = 0; row + 1 < offsets.size(); ++row)
-      for (auto k = static_cast<std::size_t>(offsets[row]); k < static_cast<std::size_t>(offsets[row + 1]); ++k) {
-        if (indices[k] < 0 || indices[k] >= features)
-          return Error({"features: row ", row}, {"features below ", features}, {indices[k]});
-        if (k > static_cast<std::size_t>(offsets[row]) && indices[k] <= indices[k - 1])
-          return Error({"features: row ", row}, {"ascending features"}, {indices[k], " after ", indices[k - 1]});
-        if (!(values[k] - values[k] == 0.0F)) return Error({"features: row ", row}, {"finite values"}, {"another"});
-      }
-    auto arrays = std::make_shared<Arrays>();
-    arrays->offsets = std::move(offsets);
-    arrays->indices = std::move(indices);
-    arrays->values = std::move(values);
-    arrays->transpose(features);
-    return SparseFeatures(features, std::move(arrays));
+    return returning_errors([&]() -> Result<SparseFeatures> {
+      constexpr auto most = static_cast<std::size_t>(std::numeric_limits<GraphIndex>::max());
+      if (features < 0 || static_cast<std::size_t>(features) > most)
+        return Error({"features"}, {"0 to ", most, " columns"}, {features});
+      if (indices.size() > most) return Error({"features"}, {"at most ", most, " entries"}, {indices.size()});
+      if (values.empty()) values.assign(indices.size(), 1.0F);
+      if (values.size() != indices.size())
+        return Error({"features"}, {indices.size(), " values, one an entry"}, {values.size()});
+      if (offsets.empty() || offsets.front() != 0 || static_cast<std::size_t>(offsets.back()) != indices.size())
+        return Error({"features"}, {"offsets from 0 to ", indices.size()}, {"others"});
+      for (std::size_t row = 0; row + 1 < offsets.size(); ++row)
+        if (offsets[row + 1] < offsets[row] || static_cast<std::size_t>(offsets[row + 1]) > indices.size())
+          return Error({"features: row ", row}, {"offsets that do not fall"}, {"others"});
+      for (std::size_t row = 0; row + 1 < offsets.size(); ++row)
+        for (auto k = static_cast<std::size_t>(offsets[row]); k < static_cast<std::size_t>(offsets[row + 1]); ++k) {
+          if (indices[k] < 0 || indices[k] >= features)
+            return Error({"features: row ", row}, {"features below ", features}, {indices[k]});
+          if (k > static_cast<std::size_t>(offsets[row]) && indices[k] <= indices[k - 1])
+            return Error({"features: row ", row}, {"ascending features"}, {indices[k], " after ", indices[k - 1]});
+          if (!(values[k] - values[k] == 0.0F)) return Error({"features: row ", row}, {"finite values"}, {"another"});
+        }
+      auto arrays = std::make_shared<Arrays>();
+      arrays->offsets = std::move(offsets);
+      arrays->indices = std::move(indices);
+      arrays->values = std::move(values);
+      arrays->transpose(features);
+      return SparseFeatures(features, std::move(arrays));
+    });
   }
 
   /// As `try_from_csr`; raises the error.

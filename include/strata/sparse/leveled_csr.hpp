@@ -116,45 +116,47 @@ class LeveledCsr {
   /// max_row_group, 2^32 non-zeros or more.
   [[nodiscard]] static Result<LeveledCsr> try_from_dense(std::span<const Scalar> weights, const StratumMap& map,
                                                          index_t block_columns, index_t row_group = default_row_group) {
-    if (static_cast<index_t>(weights.size()) != map.size())
-      return Error({"level-sorted CSR"}, {map.size(), " weights"}, {weights.size()});
-    if (Status status = check_shape(map.rows(), map.columns(), block_columns, row_group); !status)
-      return status.error();
-    LeveledCsr matrix(map.rows(), map.columns(), block_columns, row_group);
-    const auto strata = map.strata();
-    auto storage = std::make_shared<Storage>();
-    storage->order = matrix.order_by_length(map);
-    std::vector<std::array<std::size_t, 2>> starts;  // of values and of lengths, stratum by stratum
-    for (int level = 0; level < map.levels(); ++level) {
-      starts.push_back({storage->values.size(), storage->lengths.size()});
-      for (index_t block = 0; block < matrix.blocks(); ++block) {
-        const index_t first = block * block_columns;
-        for (index_t position = 0; position < map.rows(); ++position) {
-          const std::size_t before = storage->values.size();
-          const index_t row = matrix.row_at(storage->order, block, position);
-          for (index_t column = first; column < first + matrix.block_width(block); ++column) {
-            const auto at = static_cast<std::size_t>(row * map.columns() + column);
-            if (strata[at] != level) continue;
-            storage->values.push_back(weights[at]);
-            storage->indices.push_back(static_cast<Index>(column - first));
+    return returning_errors([&]() -> Result<LeveledCsr> {
+      if (static_cast<index_t>(weights.size()) != map.size())
+        return Error({"level-sorted CSR"}, {map.size(), " weights"}, {weights.size()});
+      if (Status status = check_shape(map.rows(), map.columns(), block_columns, row_group); !status)
+        return status.error();
+      LeveledCsr matrix(map.rows(), map.columns(), block_columns, row_group);
+      const auto strata = map.strata();
+      auto storage = std::make_shared<Storage>();
+      storage->order = matrix.order_by_length(map);
+      std::vector<std::array<std::size_t, 2>> starts;  // of values and of lengths, stratum by stratum
+      for (int level = 0; level < map.levels(); ++level) {
+        starts.push_back({storage->values.size(), storage->lengths.size()});
+        for (index_t block = 0; block < matrix.blocks(); ++block) {
+          const index_t first = block * block_columns;
+          for (index_t position = 0; position < map.rows(); ++position) {
+            const std::size_t before = storage->values.size();
+            const index_t row = matrix.row_at(storage->order, block, position);
+            for (index_t column = first; column < first + matrix.block_width(block); ++column) {
+              const auto at = static_cast<std::size_t>(row * map.columns() + column);
+              if (strata[at] != level) continue;
+              storage->values.push_back(weights[at]);
+              storage->indices.push_back(static_cast<Index>(column - first));
+            }
+            storage->lengths.push_back(static_cast<Index>(storage->values.size() - before));
           }
-          storage->lengths.push_back(static_cast<Index>(storage->values.size() - before));
         }
       }
-    }
-    starts.push_back({storage->values.size(), storage->lengths.size()});
-    std::vector<Arrays> arrays;
-    for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
-      const std::size_t nnz = starts[s + 1][0] - starts[s][0];
-      arrays.push_back(
-          {std::span<const Scalar>(storage->values).subspan(starts[s][0], nnz),
-           std::span<const Index>(storage->indices).subspan(starts[s][0], nnz),
-           std::span<const Index>(storage->lengths).subspan(starts[s][1], starts[s + 1][1] - starts[s][1])});
-    }
-    if (Status status = matrix.adopt(arrays); !status) return status.error();
-    matrix.order_ = storage->order;
-    matrix.owner_ = std::move(storage);
-    return matrix;
+      starts.push_back({storage->values.size(), storage->lengths.size()});
+      std::vector<Arrays> arrays;
+      for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
+        const std::size_t nnz = starts[s + 1][0] - starts[s][0];
+        arrays.push_back(
+            {std::span<const Scalar>(storage->values).subspan(starts[s][0], nnz),
+             std::span<const Index>(storage->indices).subspan(starts[s][0], nnz),
+             std::span<const Index>(storage->lengths).subspan(starts[s][1], starts[s + 1][1] - starts[s][1])});
+      }
+      if (Status status = matrix.adopt(arrays); !status) return status.error();
+      matrix.order_ = storage->order;
+      matrix.owner_ = std::move(storage);
+      return matrix;
+    });
   }
 
   /// As `try_from_dense`; raises the error.

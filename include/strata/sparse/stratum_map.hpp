@@ -47,23 +47,25 @@ class StratumMap {
   /// and a weight that a level keeps but the next drops (levels that are not nested).
   [[nodiscard]] static Result<StratumMap> from_masks(index_t rows, index_t columns,
                                                      std::span<const std::vector<std::uint8_t>> masks) {
-    if (masks.empty() || masks.size() > static_cast<std::size_t>(max_levels))
-      return Error({"stratum map"}, {"1 to 255 levels"}, {masks.size(), " levels"});
-    for (std::size_t level = 0; level < masks.size(); ++level)
-      if (!has_size(rows, columns, masks[level].size()))
-        return Error({"mask of level ", level}, {rows, " x ", columns, " entries"}, {masks[level].size()});
-    std::vector<std::uint8_t> strata(masks.front().size(), absent);
-    for (std::size_t level = 0; level < masks.size(); ++level) {
-      for (std::size_t i = 0; i < strata.size(); ++i) {
-        if (masks[level][i] != 0) {
-          if (strata[i] == absent) strata[i] = static_cast<std::uint8_t>(level);
-        } else if (strata[i] != absent) {
-          return Error({"mask of level ", level}, {"every weight of the level below (nested levels)"},
-                       {"weight ", i, " dropped"});
+    return returning_errors([&]() -> Result<StratumMap> {
+      if (masks.empty() || masks.size() > static_cast<std::size_t>(max_levels))
+        return Error({"stratum map"}, {"1 to 255 levels"}, {masks.size(), " levels"});
+      for (std::size_t level = 0; level < masks.size(); ++level)
+        if (!has_size(rows, columns, masks[level].size()))
+          return Error({"mask of level ", level}, {rows, " x ", columns, " entries"}, {masks[level].size()});
+      std::vector<std::uint8_t> strata(masks.front().size(), absent);
+      for (std::size_t level = 0; level < masks.size(); ++level) {
+        for (std::size_t i = 0; i < strata.size(); ++i) {
+          if (masks[level][i] != 0) {
+            if (strata[i] == absent) strata[i] = static_cast<std::uint8_t>(level);
+          } else if (strata[i] != absent) {
+            return Error({"mask of level ", level}, {"every weight of the level below (nested levels)"},
+                         {"weight ", i, " dropped"});
+          }
         }
       }
-    }
-    return from_strata(rows, columns, static_cast<int>(masks.size()), std::move(strata));
+      return from_strata(rows, columns, static_cast<int>(masks.size()), std::move(strata));
+    });
   }
 
   [[nodiscard]] index_t rows() const noexcept { return rows_; }

@@ -64,7 +64,8 @@ struct Dataset {
 
   [[nodiscard]] index_t size() const noexcept { return static_cast<index_t>(labels.size()); }
 
-  /// Errors: no pictures, no shape, as many pixels as the shape does not give, a label that is no class.
+  /// Errors: no pictures, no shape, as many pixels as the shape does not give, a label that is no class, a mean that is
+  /// not finite, a deviation that is not or not above 0.
   [[nodiscard]] Status check() const {
     if (labels.empty()) return Error("dataset", "at least one picture", "none");
     if (shape.channels < 1 || shape.height < 1 || shape.width < 1)
@@ -73,6 +74,8 @@ struct Dataset {
       return Error("dataset", std::to_string(size() * shape.size()) + " pixels", std::to_string(pixels.size()));
     for (const std::uint8_t label : labels)
       if (label >= classes) return Error("dataset", "labels below " + std::to_string(classes), std::to_string(label));
+    if (!std::isfinite(mean)) return Error("dataset", "a finite mean", mean);
+    if (!std::isfinite(deviation) || deviation <= 0) return Error("dataset", "a finite deviation above 0", deviation);
     return success();
   }
 

@@ -528,6 +528,7 @@ class Trainer {
         paths.push_back({Level{top}, at, Level{static_cast<int>(random() % static_cast<std::uint64_t>(top))}});
       }
     }
+    context_.keep_norms_below = phase.kind == Phase::Kind::tune ? phase.level : 0;
     context_.dropout_factors.clear();
     if (phase.kind != Phase::Kind::dense) context_.dropout_factors = recipe_.dropout_factors;
     double sum = 0;
@@ -541,6 +542,7 @@ class Trainer {
       context_.backward();
     }
     context_.drop_at_stage = -1;
+    context_.keep_norms_below = 0;
     return sum;
   }
 
@@ -661,8 +663,8 @@ FitReport<Network> fit(Network& network, Task& task, const Recipe& recipe, Execu
     if (std::error_code ignored; !std::filesystem::is_directory(directory, ignored))
       raise(Error(options.checkpoint, "a file in a directory that exists", "none"));
   if (options.resume && !options.checkpoint.empty()) {
-    if (std::FILE* file = std::fopen(options.checkpoint.c_str(), "rb"); file != nullptr) {
-      std::fclose(file);
+    std::error_code unknown;  // such as a directory that may not be searched: the error is that of reading
+    if (std::filesystem::exists(options.checkpoint, unknown) || unknown) {
       const Archive archive = std::move(io::read_model(options.checkpoint)).value();
       if (Status status = trainer.restore(archive); !status) raise(status.error().within(options.checkpoint));
     }

@@ -91,7 +91,7 @@ template <class Arch, bool relu, bool residual, class Scalar, class Stored, std:
   const auto one = [&](std::size_t c, index_t at) __attribute__((always_inline)) {
     Batch z = xsimd::fma(load_stored<Batch>(x + at), scales[c], offsets[c]);
     if constexpr (residual) z += load_stored<Batch>(added + at);
-    if constexpr (relu) z = xsimd::max(z, Batch(Scalar{0}));
+    if constexpr (relu) z = xsimd::max(Batch(Scalar{0}), z);  // in this order x86 keeps a NaN, of which the loss tells
     store_stored(z, y + at);
   };
   constexpr index_t strip = lanes * static_cast<index_t>(sizeof...(i));
@@ -268,7 +268,7 @@ void lane_affine_reference(const LaneBlock& block, const Stored* x, const Scalar
         const index_t at = (p * block.channels + c) * lanes + lane;
         const Scalar z = stored_as<Scalar>(x[at]) * scale[c] + offset[c] +
                          (residual == nullptr ? Scalar{0} : stored_as<Scalar>(residual[at]));
-        y[at] = stored_as<Stored>(relu && !(z > 0) ? Scalar{0} : z);
+        y[at] = stored_as<Stored>(relu && z <= 0 ? Scalar{0} : z);
       }
 }
 

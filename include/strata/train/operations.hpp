@@ -280,16 +280,19 @@ struct Affine {
   Array mean, inverse;  ///< inverse: 1 / standard deviation
   Array scale, offset;  ///< z = x * scale + offset
 
-  /// From the batch's mean and variance over `count` numbers a channel, which move the running ones, or from those.
-  Affine(index_t channels, NormSet<Scalar>* norm, const Parameter<Scalar>* bias) {
+  /// norm(x + bias) with the running statistics; both may be null.
+  Affine(index_t channels, const NormSet<Scalar>* norm, const Parameter<Scalar>* bias) {
     mean = Array::Zero(channels);
     inverse = Array::Ones(channels);
     if (norm != nullptr) {
       mean = norm->running_mean;
       inverse = (norm->running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
     }
-    finish(norm, bias);
+    if (bias != nullptr) mean -= bias->value;
+    finish(norm);
   }
+  /// norm(x + bias) with the statistics of x over `count` numbers a channel of the batch, in which the bias falls out;
+  /// they move the running ones, those of x + bias.
   Affine(const Array& batch_mean, const Array& variance, index_t count, double momentum, NormSet<Scalar>& norm,
          const Parameter<Scalar>* bias)
       : mean(batch_mean), inverse((variance + static_cast<Scalar>(norm_epsilon)).rsqrt()) {
@@ -297,16 +300,16 @@ struct Affine {
     const Scalar unbiased = count > 1 ? static_cast<Scalar>(count) / static_cast<Scalar>(count - 1) : Scalar{1};
     norm.running_mean += m * (mean - norm.running_mean);
     norm.running_variance += m * (variance * unbiased - norm.running_variance);
-    finish(&norm, bias);
+    if (bias != nullptr) norm.running_mean += m * bias->value;
+    finish(&norm);
   }
 
  private:
-  void finish(const NormSet<Scalar>* norm, const Parameter<Scalar>* bias) {
+  void finish(const NormSet<Scalar>* norm) {
     scale = inverse;
     if (norm != nullptr) scale *= norm->gamma.value;
     offset = -mean * scale;
     if (norm != nullptr) offset += norm->beta.value;
-    if (bias != nullptr) offset += bias->value;
   }
 };
 
@@ -351,7 +354,7 @@ template <class Stored, class Scalar>
     const Array mean = means.rowwise().mean();
     const Array variance =
         squares.rowwise().sum() / static_cast<Scalar>(count) + (means.colwise() - mean).square().rowwise().mean();
-    return Affine<Scalar>(mean, variance, count, context.norm_momentum, *norm, bias);
+    return Affine<Scalar>(mean, variance, count, context.momentum(), *norm, bias);
   }();
   const bool relu = activation == Activation::relu;
   const bool keep = activation != Activation::identity && !relu;
@@ -394,7 +397,7 @@ template <class Stored, class Scalar>
     });
     const Array sum = sums.rowwise().sum();
     const Array product = products.rowwise().sum() * affine.inverse;
-    if (bias != nullptr) bias->gradient += sum;
+    if (bias != nullptr && norm == nullptr) bias->gradient += sum;  // the batch's mean takes it out again
     Array slope = Array::Zero(channels);
     Array offset = Array::Zero(channels);
     if (norm != nullptr) {
@@ -425,7 +428,7 @@ template <class Stored, class Scalar>
 
 }  // namespace detail
 
-/// y = activation(norm(x) + bias + residual) in two passes over x. `norm` null: no normalisation; `bias` and `residual`
+/// y = activation(norm(x + bias) + residual) in two passes over x. `norm` null: no normalisation; `bias` and `residual`
 /// may be null. In training mode batch statistics, and the running ones are updated (arXiv 1502.03167).
 template <class Scalar>
 [[nodiscard]] Tensor<Scalar> finish(Context<Scalar>& context, const Tensor<Scalar>& x, NormSet<Scalar>* norm,
@@ -455,7 +458,7 @@ template <class Scalar>
       for (index_t p = first; p < last; ++p) sums.col(part) += (x.matrix().col(p).array() - mean).square();
     });
     const Array variance = sums.rowwise().sum() / static_cast<Scalar>(pixels);
-    return std::make_shared<detail::Affine<Scalar>>(mean, variance, pixels, context.norm_momentum, *norm, bias);
+    return std::make_shared<detail::Affine<Scalar>>(mean, variance, pixels, context.momentum(), *norm, bias);
   }();
   const bool keep = activation != Activation::identity && activation != Activation::relu && context.training;
   auto before = std::make_shared<Array>(keep ? x.value().size() : 0);  // z, where y does not tell the derivative
@@ -496,7 +499,7 @@ template <class Scalar>
     });
     const Array sum = sums.rowwise().sum();
     const Array product = products.rowwise().sum();
-    if (bias != nullptr) bias->gradient += sum;
+    if (bias != nullptr && norm == nullptr) bias->gradient += sum;  // the batch's mean takes it out again
     if (norm != nullptr) {
       norm->gamma.gradient += product;
       norm->beta.gradient += sum;

@@ -390,11 +390,13 @@ class Context {
     resources_->forget_executor();
   }
 
-  Level level;             ///< the weights that take part
-  bool training = true;    ///< batch statistics, dropout and a tape; otherwise running statistics and no tape
-  std::uint64_t seed = 0;  ///< of dropout
-  std::uint64_t step = 0;  ///< changes dropout's choice; set it once a step
-  double norm_momentum = 0.1;
+  Level level;                 ///< the weights that take part
+  bool training = true;        ///< batch statistics, dropout and a tape; otherwise running statistics and no tape
+  std::uint64_t seed = 0;      ///< of dropout
+  std::uint64_t step = 0;      ///< changes dropout's choice; set it once a step
+  double norm_momentum = 0.1;  ///< of running statistics
+  /// Levels below it normalise by the batch's statistics as the others do, but leave their running ones as they are.
+  int keep_norms_below = 0;
   /// What layers' dropout rates are multiplied with while a level takes part, by level, each in [0, 1]; 1 for levels
   /// beyond its end. Sparse levels have less to drop.
   std::vector<double> dropout_factors;
@@ -414,6 +416,8 @@ class Context {
     if (stages_++ == drop_at_stage) level = drop_to;
   }
   [[nodiscard]] int stages() const noexcept { return stages_; }
+  /// By how much the running statistics of the level that takes part move towards those of a batch.
+  [[nodiscard]] double momentum() const noexcept { return level.index < keep_norms_below ? 0 : norm_momentum; }
 
   /// Forgets the tape and starts a pass.
   void begin(Level at) {

@@ -118,12 +118,9 @@ class WeightedLayer {
                   {"of ", norms_.size()}));
     for (int level = 0; level < sink.levels(); ++level) {
       const NormSet<Scalar>& norm = norms_[norms_.size() == 1 ? 0 : static_cast<std::size_t>(level)];
-      using Array = typename Parameter<Scalar>::Array;
-      const Array scale = norm.gamma.value * (norm.running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
-      Array offset = norm.beta.value - norm.running_mean * scale;
-      if (!bias_.empty()) offset += bias_.front().value;  // added after the norm, as in the forward pass
-      sink.per_level<float>(norm_name + ".scale", level, floats(scale));
-      sink.per_level<float>(norm_name + ".bias", level, floats(offset));
+      const detail::Affine<Scalar> affine(options_.out_channels, &norm, bias_.empty() ? nullptr : &bias_.front());
+      sink.per_level<float>(norm_name + ".scale", level, floats(affine.scale));
+      sink.per_level<float>(norm_name + ".bias", level, floats(affine.offset));
     }
   }
 

@@ -71,17 +71,12 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
       (void)task.run(copy, context);
     }
     std::vector<Statistics> all;
-    for_each_layer(copy, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+    for_each_layer(copy, [&](const std::string&, const std::string& norm_name, auto& layer) {
       if constexpr (requires { layer.norms(); }) {
         if (layer.norms().size() != levels) return;
         const NormSet<Scalar>& norm = layer.norms()[static_cast<std::size_t>(to.index)];
-        Statistics statistics{norm_name, norm.running_mean, {}, {}};
-        statistics.scale = norm.gamma.value * (norm.running_variance + static_cast<Scalar>(norm_epsilon)).rsqrt();
-        statistics.bias = norm.beta.value - norm.running_mean * statistics.scale;
-        layer.for_each_parameter(name, norm_name, [&](auto& parameter) {
-          if (parameter.name == name + ".bias") statistics.bias += parameter.value;
-        });
-        all.push_back(std::move(statistics));
+        const detail::Affine<Scalar> affine(norm.running_mean.size(), &norm, layer.bias());
+        all.push_back({norm_name, norm.running_mean, affine.scale, affine.offset});
       }
     });
     return all;

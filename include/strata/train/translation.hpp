@@ -189,10 +189,13 @@ class Translation {
   mutable Context<Scalar>* context_ = nullptr;  ///< of the last run: its threads compute the loss
 };
 
-/// Mean cross entropy a target word of `network` at `level` over all of `data`, without dropout.
+/// Mean cross entropy a target word of `network` at `level` over all of `data`, without dropout. Raises: a level below
+/// 0, batches of fewer than 1 pair.
 template <class Network, class Scalar>
 [[nodiscard]] double translation_loss(const Network& network, Context<Scalar>& context, const SentencePairs& data,
                                       Level level, index_t batch = 64) {
+  if (level.index < 0) raise(Error("translation_loss", "a level of 0 or more", level.index));
+  if (batch < 1) raise(Error("translation_loss", "batches of at least 1 pair", batch));
   Translation<Scalar> task(data);
   const bool training = std::exchange(context.training, false);
   const std::vector<std::uint32_t> order = task.order(0, 0, batch);

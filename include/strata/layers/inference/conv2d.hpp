@@ -10,7 +10,7 @@
 
 namespace strata::inference {
 
-/// y = activation(norm(convolution(x)) + residual) at the context's level; see `Conv2dOptions`.
+/// y = activation(norm(convolution(x) + b) + residual) at the context's level; see `Conv2dOptions`.
 template <class Scalar, class Arch>
 class Conv2d {
  public:
@@ -70,7 +70,7 @@ class Conv2d {
       return context.make(x.batch(), out);
     const Level level = context.level();
     const bool in_place =
-        consumed != nullptr && consumed->unique() && consumed->data() != x.data() && writes_once(level);
+        consumed != nullptr && consumed->unique() && consumed->data() != x.data() && weights_.writes_once();
     Tensor<Scalar> y = in_place ? *consumed : context.make(x.batch(), out);
     const kernels::ConvolutionShape shape{options_.in_channels, options_.out_channels, options_.kernel, options_.stride,
                                           options_.padding,     options_.dilation,     options_.groups};
@@ -90,12 +90,6 @@ class Conv2d {
     if (context.path_chooser() != nullptr) weights_.choose_path(name_, level, *context.path_chooser(), compute);
     weights_.with_matrix(level, compute);
     return y;
-  }
-
-  /// Sums do not pass through the output, so that it may be the residual.
-  [[nodiscard]] bool writes_once(Level level) const noexcept {
-    return weights_.with_matrix(
-        level, [&](const auto& matrix) { return matrix.blocks() == 1 && level.index < kernels::strata_of_a_pass; });
   }
 
   void run_one_pixel(InferenceContext<Scalar, Arch>& context, const kernels::ConvolutionShape& shape,

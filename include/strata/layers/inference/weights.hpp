@@ -2,6 +2,7 @@
 // by the convolution and linear layers, which differ only in how they are applied.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -124,7 +125,7 @@ class LayerWeights {
   template <class F>
   decltype(auto) with_matrix(Level level, F&& f) const {
     const auto at = static_cast<std::size_t>(level.index);
-    if (at < expanded_.size() && !expanded_[at].weights.empty()) return f(expanded_[at].matrix);
+    if (at < expanded_.size() && expanded_[at].weights != nullptr) return f(expanded_[at].matrix);
     return with_matrix(f);
   }
 
@@ -135,8 +136,8 @@ class LayerWeights {
     const index_t size = is_sparse_ ? sparse_.rows() * sparse_.columns() : 0;
     const double density = size == 0 ? 0 : static_cast<double>(sparse_.nnz(level)) / static_cast<double>(size);
     if (size == 0 || density < chooser.options().least_density) return;
-    Expanded dense{sparse_.to_dense(level), {}};
-    dense.matrix = {dense.weights.data(), sparse_.rows(), sparse_.columns(), dense_block_columns_};
+    Expanded dense{std::make_shared<const std::vector<Scalar>>(sparse_.to_dense(level)), {}};
+    dense.matrix = {dense.weights->data(), sparse_.rows(), sparse_.columns(), dense_block_columns_};
     struct Both {
       const LeveledCsr<Scalar, Index>& sparse;
       const kernels::DenseMatrix<Scalar>& dense;
@@ -169,6 +170,16 @@ class LayerWeights {
     return f(dense_);
   }
 
+  /// Whether sums of no level pass through the output, so that it may be what the epilogue reads. One answer for all
+  /// levels: the memory that a layer takes must not depend on its level, or a run that switches level might meet an
+  /// arena that no run of a single level has prepared.
+  [[nodiscard]] bool writes_once() const noexcept {
+    if (!is_sparse_) return dense_.blocks() == 1;
+    return sparse_.blocks() == 1 && sparse_.levels() <= kernels::strata_of_a_pass &&
+           std::all_of(expanded_.begin(), expanded_.end(),
+                       [](const Expanded& level) { return level.weights == nullptr || level.matrix.blocks() == 1; });
+  }
+
   [[nodiscard]] bool is_sparse() const noexcept { return is_sparse_; }
   [[nodiscard]] const LeveledCsr<Scalar, Index>& sparse() const noexcept { return sparse_; }
 
@@ -179,8 +190,8 @@ class LayerWeights {
   /// Bytes that `level` reads.
   [[nodiscard]] index_t bytes(Level level) const noexcept {
     const auto at = static_cast<std::size_t>(level.index);
-    if (at < expanded_.size() && !expanded_[at].weights.empty())
-      return statistics_.bytes() + static_cast<index_t>(expanded_[at].weights.size() * sizeof(Scalar));
+    if (at < expanded_.size() && expanded_[at].weights != nullptr)
+      return statistics_.bytes() + static_cast<index_t>(expanded_[at].weights->size() * sizeof(Scalar));
     return statistics_.bytes() + (is_sparse_ ? sparse_.bytes(level)
                                              : dense_.rows() * dense_.columns() * static_cast<index_t>(sizeof(Scalar)));
   }
@@ -198,8 +209,8 @@ class LayerWeights {
  private:
   /// A level with zeros for what it lacks.
   struct Expanded {
-    std::vector<Scalar> weights;
-    kernels::DenseMatrix<Scalar> matrix;
+    std::shared_ptr<const std::vector<Scalar>> weights;  ///< null: none; copies of the layer share them
+    kernels::DenseMatrix<Scalar> matrix;                 ///< a view of them
   };
 
   bool is_sparse_ = false;
