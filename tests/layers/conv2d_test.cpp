@@ -17,9 +17,10 @@ using Context = strata::Inference<float>::Context;
 struct Case {
   strata::Conv2dOptions options;
   index_t height, width, batch;
-  double density;  // of the fuller level; the sparser one keeps a third of it; 1: dense weights, one level
+  double density;  // of the fullest level; the others keep equal parts of it; 1: dense weights
   bool residual;
   int threads;
+  int levels = 2;
 };
 
 std::vector<float> random_numbers(std::mt19937& random, index_t count) {
@@ -29,7 +30,7 @@ std::vector<float> random_numbers(std::mt19937& random, index_t count) {
   return numbers;
 }
 
-/// Largest difference of the layer to `convolution_reference` over both levels.
+/// Largest difference of the layer to `convolution_reference` over all levels.
 float difference(const Case& c) {
   std::mt19937 random(7);
   const auto& o = c.options;
@@ -40,18 +41,18 @@ float difference(const Case& c) {
   std::uniform_real_distribution<double> uniform(0, 1);
   for (auto& stratum : strata) {
     const double u = uniform(random);
-    stratum = u < c.density / 3 ? 0 : (u < c.density ? 1 : strata::StratumMap::absent);
+    stratum = u < c.density ? static_cast<std::uint8_t>(u / c.density * c.levels) : strata::StratumMap::absent;
   }
   if (rows > 2)
     for (index_t i = 0; i < columns; ++i) strata[static_cast<std::size_t>(i)] = strata::StratumMap::absent;
   const bool dense = c.density >= 1;
   if (dense) strata.assign(strata.size(), 0);
-  const auto map = strata::StratumMap::from_strata(rows, columns, 2, strata).value();
+  const auto map = strata::StratumMap::from_strata(rows, columns, c.levels, strata).value();
   const auto matrix = strata::LeveledCsr<float, strata::ConvIndex>::from_dense(
       weights, map, strata::conv_block_columns(o.kernel.h * o.kernel.w, o.in_channels),
       strata::conv_row_group(o.out_channels, o.groups));
   strata::Archive archive;
-  archive.set_levels(2);
+  archive.set_levels(c.levels);
   strata::ParameterSink sink(archive);
   if (dense) {
     sink.array<float>("conv.weight", {rows, o.in_channels / o.groups, o.kernel.h, o.kernel.w}, 0, weights);
@@ -59,7 +60,7 @@ float difference(const Case& c) {
     sink.leveled_csr("conv.weight", matrix);
   }
   std::vector<std::vector<float>> scale, bias;
-  for (int level = 0; level < 2; ++level) {
+  for (int level = 0; level < c.levels; ++level) {
     scale.push_back(random_numbers(random, rows));
     bias.push_back(random_numbers(random, rows));
     if (o.norm) {
@@ -81,7 +82,7 @@ float difference(const Case& c) {
   Context context(pool);
   context.set_checking(true);
   float worst = 0;
-  for (int level = 0; level < 2; ++level) {
+  for (int level = 0; level < c.levels; ++level) {
     context.set_level(Level{level});
     auto x = context.make(c.batch, {o.in_channels, c.height, c.width});
     for (index_t i = 0; i < x.layout().size(); ++i) x.data()[i] = NAN;  // idle lanes must not leak into pixels
@@ -155,11 +156,13 @@ TEST_CASE("convolutions agree with the plain loops") {
               if (o.output_height(height) < 1 || o.output_width(width) < 1 ||
                   height + 2 * o.padding.h <= o.dilation.h * (kernel - 1))
                 continue;
-              const Case c{o, height, width, batch, density, combinations % 3 == 0, 1 + combinations % 2};
+              const Case c{
+                  o, height, width, batch, density, combinations % 3 == 0, 1 + combinations % 2, 2 + combinations % 4};
               ++combinations;
               INFO(height << "x" << width << " kernel " << kernel << " stride " << stride << " batch " << batch
                           << " density " << density << " variant " << variant << " threads " << c.threads
-                          << " activation " << static_cast<int>(o.activation) << " residual " << c.residual);
+                          << " activation " << static_cast<int>(o.activation) << " residual " << c.residual
+                          << " levels " << c.levels);
               CHECK(difference(c) < 2e-4F);
             }
           }
@@ -209,6 +212,16 @@ TEST_CASE("rows of whole vectors agree with the plain loops") {
         CHECK(difference(c) < 4e-4F);
       }
   CHECK(combinations > 150);
+}
+
+TEST_CASE("a residual is written over at all levels, in several groups of rows and passes over strata") {
+  for (const index_t width : {1, 4, 14, 49, 81})
+    for (const index_t rows : {12, 64, 65, 150})
+      for (int levels = 1; levels <= 6; ++levels) {
+        INFO("width " << width << " rows " << rows << " levels " << levels);
+        const strata::Conv2dOptions o{.in_channels = 30, .out_channels = rows, .kernel = 1};
+        CHECK(difference({o, 3, width, 1, 0.5, true, 1 + levels % 2, levels}) < 2e-4F);
+      }
 }
 
 TEST_CASE("borders wider than the picture agree with the plain loops") {

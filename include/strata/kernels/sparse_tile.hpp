@@ -32,6 +32,10 @@ inline constexpr int max_strata = max_levels;
 /// Strata that a kernel walks at once; more levels take more passes, because every kernel costs compile time.
 inline constexpr int strata_of_a_pass = 2;
 
+/// Largest group of rows whose sums wait on the stack between passes over strata; those of larger ones wait in the
+/// output.
+inline constexpr index_t waiting_rows = 64;
+
 /// Where `stratum` is at position `row` of `block`.
 template <class Scalar, class Index>
 [[nodiscard]] StratumCursor<Scalar, Index> cursor_at(const LeveledCsr<Scalar, Index>& matrix, int stratum,
@@ -119,6 +123,9 @@ struct TileJob {
   /// From the outputs of this job to those of the one after it, in elements, if they are to be brought into the cache
   /// (with their residual) by the job with the last block; 0 if not.
   index_t next_output = 0;
+  /// Where the sums of `first_row` wait between passes, `sums_pitch` to those of the next row; null: in the output.
+  Scalar* sums = nullptr;
+  index_t sums_pitch = 0;
 };
 
 /// Spreads the prefetching of a job over its groups of rows: a hardware prefetcher cannot guess the next block of
@@ -188,6 +195,13 @@ struct RowSums {
   std::array<Tail, tail ? 1 : 0> last;
 };
 
+/// Where the sums of a row wait between passes.
+template <class Scalar>
+[[nodiscard, gnu::always_inline]] inline Scalar* sums_of(const TileJob<Scalar>& job, index_t row) noexcept {
+  if (job.sums == nullptr) return job.output + row * job.output_pitch;
+  return job.sums + (row - job.first_row) * job.sums_pitch;
+}
+
 /// Strata `first` .. `first`+`strata`-1, whose cursors stay in registers. `table`: columns lie where `job.offsets`
 /// says.
 template <class Arch, bool tail, bool table, int strata, class Scalar, class Index, std::size_t... v>
@@ -215,7 +229,7 @@ template <class Arch, bool tail, bool table, int strata, class Scalar, class Ind
       if (job.first_block) {
         sums.clear();
       } else {
-        sums.load(job.output + offset);
+        sums.load(sums_of(job, row));
       }
       const auto add_stratum = [&](std::size_t s) {
         const auto& cursor = cursors[s];
@@ -242,18 +256,17 @@ template <class Arch, bool tail, bool table, int strata, class Scalar, class Ind
         }
         sums.finish(job.epilogue, row, job.output, offset);
       } else {
-        sums.store(job.output + offset);
+        sums.store(sums_of(job, row));
       }
     }
   }
 }
 
-/// Between passes the sums wait in the output.
+/// As many passes as the strata take, each over all rows of the job.
 template <class Arch, std::size_t vectors, bool tail, bool table, class Scalar, class Index>
-void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
+void sparse_tile_passes(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
   constexpr std::make_index_sequence<vectors> each{};
   constexpr int most = strata_of_a_pass;
-  if (level.index == 0) return sparse_tile<Arch, tail, table, 1>(matrix, 0, job, each);
   TileJob<Scalar> pass = job;
   for (int first = 0; first <= level.index; first += most) {
     pass.first_block = job.first_block && first == 0;
@@ -264,6 +277,26 @@ void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, con
       sparse_tile<Arch, tail, table, 1>(matrix, first, pass, each);
     }
     pass.prefetch_columns = 0;  // the first pass has fetched all
+  }
+}
+
+template <class Arch, std::size_t vectors, bool tail, bool table, class Scalar, class Index>
+void sparse_tile_entry(const LeveledCsr<Scalar, Index>& matrix, Level level, const TileJob<Scalar>& job) noexcept {
+  if (level.index == 0) return sparse_tile<Arch, tail, table, 1>(matrix, 0, job, std::make_index_sequence<vectors>{});
+  const index_t group = matrix.row_group();
+  if (level.index < strata_of_a_pass || !job.first_block || !job.last_block || group > waiting_rows)
+    return sparse_tile_passes<Arch, vectors, tail, table>(matrix, level, job);
+  // Group by group, so that the output, which may be the residual, is written once.
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto width = static_cast<index_t>((vectors + (tail ? 1 : 0)) * Batch::size);
+  alignas(64) std::array<Scalar, static_cast<std::size_t>(waiting_rows * width)> sums;
+  TileJob<Scalar> part = job;
+  part.sums = sums.data();
+  part.sums_pitch = width;
+  for (index_t first = job.first_row; first < job.last_row; first += group) {
+    part.first_row = first;
+    part.last_row = first + group < job.last_row ? first + group : job.last_row;
+    sparse_tile_passes<Arch, vectors, tail, table>(matrix, level, part);
   }
 }
 

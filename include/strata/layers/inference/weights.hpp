@@ -175,7 +175,9 @@ class LayerWeights {
   /// arena that no run of a single level has prepared.
   [[nodiscard]] bool writes_once() const noexcept {
     if (!is_sparse_) return dense_.blocks() == 1;
-    return sparse_.blocks() == 1 && sparse_.levels() <= kernels::strata_of_a_pass &&
+    const bool in_one_pass =
+        sparse_.levels() <= kernels::strata_of_a_pass || sparse_.row_group() <= kernels::waiting_rows;
+    return sparse_.blocks() == 1 && in_one_pass &&
            std::all_of(expanded_.begin(), expanded_.end(),
                        [](const Expanded& level) { return level.weights == nullptr || level.matrix.blocks() == 1; });
   }
