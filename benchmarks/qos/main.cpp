@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -197,6 +198,15 @@ void simulate(const Options& options) {
       {"requests", options.requests},
       {"load", options.load},
       {"seed", options.seed},
+      {"confidence", options.confidence},
+      {"margin", options.margin},
+      {"reserve_ms", options.reserve_ms},
+      {"guard_ms", options.guard_ms},
+      {"guard_share", options.guard_share},
+      {"patience_ms", options.patience_ms},
+      {"patience_reserve_ms", options.patience_reserve_ms},
+      {"calm", options.calm},
+      {"estimator", options.estimator},
       {"full_median_ms", recording.profile().whole(Level{recording.levels() - 1}).median() / 1e6}};
   if (!options.out.empty()) state.write(options.out);
   std::printf("%s", qos::text_table(state.rows()).c_str());
@@ -294,7 +304,7 @@ void run(const Options& options) {
       const double decision = qos::decision_cost(profile);
       state.info()[rows]["controller"] = {
           {"ns_per_decision", decision},
-          {"decisions_over_latency", decision * (static_cast<double>(profile.stages.size()) + 1) / median},
+          {"decisions_over_latency", decision * static_cast<double>(profile.stages.size()) / median},
           {"undisturbed_plain_ms", cost.plain / 1e6},
           {"undisturbed_routed_ms", cost.routed / 1e6},
           {"undisturbed_full_level_share_at_1.5", cost.full_share}};
@@ -358,6 +368,7 @@ void report(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], qos::co_tenant) == 0) return qos::run_co_tenant(argc, argv);
   Options options;
   CLI::App app{"Quality of service of runs with a deadline, by policy and interference."};
   app.require_subcommand(1);

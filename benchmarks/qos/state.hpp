@@ -81,14 +81,24 @@ class State {
     }
   }
 
-  /// Adds all of `other`.
+  /// Adds all of `other`. Raises, with nothing added: rounds that are here already, rows of the same name that were
+  /// measured with other settings.
   void merge(const State& other) {
+    for (const std::string& round : other.done_)
+      if (done_.contains(round)) strata::raise(strata::Error("state", "rounds that are not there yet", round));
+    State checked;
+    checked.info_ = info_;
+    for (const auto& [name, settings] : other.info_.items()) {
+      nlohmann::json shared = settings;
+      for (const char* measured : {"controller", "rounds_not_counted"}) shared.erase(measured);
+      checked.set_settings(name, shared);
+    }
     for (const auto& [key, entry] : other.cells_) {
       cells_[key].first = entry.first;
       cells_[key].second.read(entry.second.json());
     }
     done_.insert(other.done_.begin(), other.done_.end());
-    info_.update(other.info_);
+    for (const auto& [name, settings] : other.info_.items()) info_[name].update(settings);
   }
 
   [[nodiscard]] nlohmann::json rows() const {

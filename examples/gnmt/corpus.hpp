@@ -87,10 +87,10 @@ inline strata::Result<std::string> unpack_xz(const std::string& packed, const st
   return lines;
 }
 
-/// The lines that are left in `stream`, which errors call `name`.
+/// The lines of `text` and of what is left in `stream`, which errors call `name`.
 [[nodiscard]] inline strata::Result<std::vector<std::string>> read_lines(std::istream& stream, const std::string& name,
-                                                                         const TextLimits& limits = {}) {
-  std::string text;
+                                                                         const TextLimits& limits = {},
+                                                                         std::string text = {}) {
   std::array<char, 1 << 16> chunk{};
   while (stream && text.size() <= limits.bytes) {
     stream.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
@@ -121,10 +121,9 @@ inline strata::Result<std::string> unpack_xz(const std::string& packed, const st
   std::string start(xz_start.size(), '\0');
   file.read(start.data(), static_cast<std::streamsize>(start.size()));
   start.resize(static_cast<std::size_t>(file.gcount()));
-  file.clear();
-  file.seekg(0);
-  if (start != xz_start) return read_lines(file, path, limits);
-  const std::string packed(std::istreambuf_iterator<char>(file), {});
+  // Not read again from the start, to which a pipe does not go back.
+  if (start != xz_start) return read_lines(file, path, limits, std::move(start));
+  const std::string packed = start + std::string(std::istreambuf_iterator<char>(file), {});
   if (file.bad()) return strata::Error(path, "a file that can be read", "a failure");
   auto text = detail::unpack_xz(packed, path, limits.bytes);
   if (!text) return text.error();

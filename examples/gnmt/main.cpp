@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -59,7 +60,7 @@ struct TrainOptions {
   SearchOptions search;
   std::string arm = "joint";
   std::string levels = examples::paper_levels;
-  int single_level = 1;
+  std::optional<int> single_level;  ///< of the single arm; 1 if not given
   gnmt::VocabularyOptions words{.merges = 4000};
   bool joint = false;
   index_t longest = 80;
@@ -124,9 +125,10 @@ train::Recipe recipe_for(const TrainOptions& options) {
     recipe.fixed_epochs = 0.75 * sparse;
     if (options.arm == "bottom-up") recipe.arm = train::Arm::freeze_and_grow;
     if (options.arm == "single") {
-      if (static_cast<std::size_t>(options.single_level) >= budgets.size())
-        strata::raise(strata::Error("--single-level", "a level of --levels", std::to_string(options.single_level)));
-      const auto level = static_cast<std::size_t>(options.single_level);
+      if (static_cast<std::size_t>(options.single_level.value_or(1)) >= budgets.size())
+        strata::raise(
+            strata::Error("--single-level", "a level of --levels", std::to_string(options.single_level.value_or(1))));
+      const auto level = static_cast<std::size_t>(options.single_level.value_or(1));
       recipe.levels = {budgets[level]};
       if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
     }
@@ -267,6 +269,8 @@ class Report {
 };
 
 int run_train(TrainOptions options, const std::string& command) {
+  if (options.single_level && options.arm != "single")
+    strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
   gnmt::ParallelText text =
       std::move(gnmt::read_parallel(options.data.directory, "train", options.data.source, options.data.target)).value();
   if (options.limit > 0 && options.limit < static_cast<index_t>(text.source.size())) {
@@ -289,7 +293,6 @@ int run_train(TrainOptions options, const std::string& command) {
   gnmt::initialise(network, options.seed);
   strata::ThreadPool pool(options.search.threads);
   train::Trainer<TrainingNet, train::Translation<float>> trainer(network, task, recipe, pool);
-  examples::stop_on_signals();
   const auto trained = examples::run_training(
       trainer, options.batch,
       {.checkpoint = options.out + "/checkpoint.safetensors",
@@ -331,8 +334,8 @@ int run_train(TrainOptions options, const std::string& command) {
     const auto stored = examples::stored_counts(translator.model, counts, model_path);
     for (int level = translator.model.levels() - 1; level >= 0; --level) {
       const auto& count = stored[static_cast<std::size_t>(level)];
-      add(translator, Level{level}, options.arm == "single" ? options.single_level : level, count.weight_share(),
-          count.flop_share(), options.epochs, trained.seconds);
+      add(translator, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
+          count.weight_share(), count.flop_share(), options.epochs, trained.seconds);
     }
   }
   report.finish({"model", "weights", "FLOPs", "KiB"}, options.report);
@@ -363,6 +366,8 @@ int run_translate(const ModelOptions& model, const SearchOptions& search, const 
   const auto sources = sources_of(lines, translator.words.source, search.longest_source);
   for (const auto& words : gnmt::translate_all(translator.model, level, sources, search.beam, search.threads))
     std::printf("%s\n", translator.words.target.decode(words).c_str());
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    strata::raise(strata::Error("standard output", "room for all translations", "a failure to write"));
   return 0;
 }
 
@@ -421,9 +426,8 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
       ->check(CLI::IsMember({"dense", "joint", "bottom-up", "single"}))
       ->capture_default_str();
   app.add_option("--levels", options.levels, "budgets weights:flops,..., the sparsest first")->capture_default_str();
-  app.add_option("--single-level", options.single_level, "whose budget the single arm has")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  app.add_option("--single-level", options.single_level, "whose budget the single arm has (1)")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--merges", options.words.merges, "byte pairs that are learnt, for each vocabulary")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();

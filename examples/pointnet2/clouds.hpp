@@ -135,7 +135,8 @@ inline strata::Status read_points(const std::string& path, index_t clouds, Cloud
   std::ifstream names(path("classes.txt"));
   if (!names) return strata::Error(path("classes.txt"), "a readable file", "none");
   index_t classes = 0;
-  for (std::string line; std::getline(names, line);) classes += line.empty() ? 0 : 1;
+  for (std::string line; std::getline(names, line);)
+    classes += line.find_first_not_of(" \r") == std::string::npos ? 0 : 1;
   if (classes < 1 || classes > 255)
     return strata::Error(path("classes.txt"), "1 to 255 names of classes", std::to_string(classes));
   CloudSplit split;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -38,7 +39,7 @@ struct Options {
   std::string data;
   std::string judge = "validation";
   std::string arm = "joint";
-  int single_level = 1;
+  std::optional<int> single_level;  ///< of the single arm; 1 if not given
   index_t limit = 0;
   double epochs = 60;
   double dense_epochs = 0;  ///< 0: 45 % of all
@@ -153,7 +154,7 @@ train::Recipe recipe_for(const Options& options) {
   } else if (options.arm == "bottom-up") {
     recipe.arm = train::Arm::freeze_and_grow;
   } else {
-    const auto level = static_cast<std::size_t>(options.single_level);
+    const auto level = static_cast<std::size_t>(options.single_level.value_or(1));
     recipe.levels = {budgets[level]};
     if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
   }
@@ -186,12 +187,15 @@ void write_text(const std::string& path, const std::string& text) {
 }
 
 int run(const Options& options, const std::string& command) {
+  if (options.single_level && options.arm != "single")
+    strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
   const Parts parts = read_parts(options);
   const Config config = config_for(options, parts.train);
   std::filesystem::create_directories(options.out);
   const train::Recipe recipe = recipe_for(options);
   pointnet2::TaskOptions task_options;
   task_options.smoothing = 0.1;
+  task_options.least_batch = std::min<index_t>(task_options.least_batch, options.batch);
   if (options.set != "shapes13") {
     task_options.variation = {.least_scale = 0.9F, .most_scale = 1.1F, .shift = 0.05F, .drop = 0.5, .mirror = true};
   }
@@ -200,7 +204,6 @@ int run(const Options& options, const std::string& command) {
   train::initialise(network, options.seed);
   strata::ThreadPool pool(options.threads);
   train::Trainer<TrainingNet, pointnet2::CloudTask<float>> trainer(network, task, recipe, pool);
-  examples::stop_on_signals();
   const auto trained = examples::run_training(
       trainer, options.batch,
       {.checkpoint = options.out + "/checkpoint.safetensors",
@@ -250,7 +253,7 @@ int run(const Options& options, const std::string& command) {
     const auto stored = examples::stored_counts(model, counts, model_path);
     for (int level = model.levels() - 1; level >= 0; --level) {
       const auto& count = stored[static_cast<std::size_t>(level)];
-      add(model, Level{level}, options.arm == "single" ? options.single_level : level, count.weight_share(),
+      add(model, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level, count.weight_share(),
           count.flop_share(), options.epochs, trained.seconds);
     }
   }
@@ -277,9 +280,8 @@ int main(int argc, char** argv) {
   app.add_option("--arm", options.arm, "dense, joint, bottom-up, or single: one level trained by itself")
       ->check(CLI::IsMember({"dense", "joint", "bottom-up", "single"}))
       ->capture_default_str();
-  app.add_option("--single-level", options.single_level, "whose budget the single arm has")
-      ->check(CLI::Range(0, 1))
-      ->capture_default_str();
+  app.add_option("--single-level", options.single_level, "whose budget the single arm has (1)")
+      ->check(CLI::Range(0, 1));
   app.add_option("--limit", options.limit, "training clouds at most; 0: all")->check(CLI::NonNegativeNumber);
   app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
       ->check(CLI::Range(0.01, 10000.0))

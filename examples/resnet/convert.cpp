@@ -45,6 +45,9 @@ std::string read_labels(const std::string& path, index_t classes) {
   std::string line;
   index_t count = 0;
   while (std::getline(file, line)) {
+    if (line.ends_with('\r')) line.pop_back();
+    if (line.empty())
+      strata::raise(strata::Error(path + ":" + std::to_string(count + 1), "the name of a class", "an empty line"));
     text += (count++ == 0 ? "" : "\n") + line;
   }
   if (count != classes)

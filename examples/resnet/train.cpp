@@ -263,6 +263,8 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
 
 int run(const Options& options) {
   const auto budgets = examples::parse_levels(options.levels);
+  if (options.level >= 0 && options.arm != "single")
+    strata::raise(strata::Error("--level", "--arm single", "--arm " + options.arm));
   if (options.level >= static_cast<int>(budgets.size()))
     strata::raise(
         strata::Error("--level", "a level below " + std::to_string(budgets.size()), std::to_string(options.level)));
@@ -380,7 +382,6 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {
-    examples::stop_on_signals();
     return run(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "resnet_train: %s\n", error.what());

@@ -37,35 +37,73 @@ struct Picture {
 namespace detail {
 
 /// What is wrong with a JPEG file that the decoder would not notice, or null: Huffman tables of more than 256 codes,
-/// beyond which it writes, and a missing end, which it fills up with grey.
+/// beyond which it writes; scans that name tables the file does not have, for which it takes what its memory holds; no
+/// scan; a missing end, which it fills up with grey.
 [[nodiscard]] inline const char* jpeg_fault(std::span<const std::byte> file) {
   const auto byte = [&](std::size_t at) { return at < file.size() ? std::to_integer<std::size_t>(file[at]) : 0; };
+  std::array<std::array<bool, 4>, 2> huffman{};  // by class (DC, AC) and number
+  std::array<bool, 4> quantisation{};
+  std::array<std::size_t, 256> quantisation_of{};  // by component; 4: no such component
+  quantisation_of.fill(4);
+  bool progressive = false;
   bool scan_seen = false;
-  for (std::size_t at = 0; at + 1 < file.size();) {
+  if (byte(0) != 0xFF || byte(1) != 0xD8) return "no start";
+  for (std::size_t at = 2; at + 1 < file.size();) {
     const std::size_t marker = byte(at + 1);
-    if (byte(at) != 0xFF || marker == 0xFF) {  // padding, or the data of a scan
+    if (byte(at) != 0xFF || marker == 0xFF) {  // the data of a scan, or padding
       ++at;
       continue;
     }
-    if (scan_seen && marker == 0xD9) return nullptr;
-    if (marker == 0xD8) {
+    if (marker == 0xD9) return scan_seen ? nullptr : "no picture";
+    if (marker == 0 || (marker >= 0xD0 && marker <= 0xD8)) {  // within the data of a scan
       at += 2;
       continue;
     }
     const std::size_t length = byte(at + 2) << 8U | byte(at + 3);
+    const std::size_t next = at + 2 + length;
+    if (length < 2 || next > file.size()) return "a segment of a wrong length";
+    std::size_t in = at + 4;
     if (marker == 0xC4) {
-      auto rest = static_cast<std::ptrdiff_t>(length) - 2;
-      for (std::size_t table = at + 4; rest > 0;) {
+      while (in < next) {
+        const std::size_t table = byte(in);
         std::size_t codes = 0;
-        for (std::size_t i = 1; i <= 16; ++i) codes += byte(table + i);
+        for (std::size_t i = 1; i <= 16; ++i) codes += byte(in + i);
         if (codes > 256) return "a Huffman table of more than 256 codes";
-        table += 17 + codes;
-        rest -= static_cast<std::ptrdiff_t>(17 + codes);
+        if (table >> 4U > 1 || (table & 15U) > 3) return "a Huffman table of another kind";
+        huffman[table >> 4U][table & 15U] = true;
+        in += 17 + codes;
       }
+      if (in != next) return "a Huffman table of a wrong length";
+    } else if (marker == 0xDB) {
+      while (in < next) {
+        if ((byte(in) & 15U) > 3) return "a quantisation table of another kind";
+        quantisation[byte(in) & 15U] = true;
+        in += byte(in) >> 4U == 0 ? 65 : 129;
+      }
+      if (in != next) return "a quantisation table of a wrong length";
+    } else if (marker >= 0xC0 && marker <= 0xC2) {
+      progressive = marker == 0xC2;
+      for (std::size_t i = 0; i < byte(at + 9); ++i) {
+        const std::size_t number = byte(at + 12 + 3 * i);
+        if (number > 3) return "a quantisation table of another kind";
+        quantisation_of[byte(at + 10 + 3 * i)] = number;
+      }
+    } else if (marker == 0xDA) {
+      const std::size_t components = byte(in);
+      const std::size_t first = byte(in + 1 + 2 * components);        // coefficient, of progressive scans
+      const bool refines = byte(in + 3 + 2 * components) >> 4U != 0;  // DC coefficients by bits without a code
+      for (std::size_t i = 0; i < components; ++i) {
+        const std::size_t number = quantisation_of[byte(in + 1 + 2 * i)];
+        const std::size_t tables = byte(in + 2 + 2 * i);
+        if (number > 3 || tables >> 4U > 3 || (tables & 15U) > 3) return "a scan of a component that is not there";
+        const bool dc = progressive ? first == 0 && !refines : true;
+        const bool ac = progressive ? first != 0 : true;
+        if (!quantisation[number] || (dc && !huffman[0][tables >> 4U]) || (ac && !huffman[1][tables & 15U]))
+          return "a scan without its tables";
+      }
+      scan_seen = true;
     }
-    scan_seen = scan_seen || marker == 0xDA;
-    // Only in front of the first scan every marker begins a segment that may be stepped over.
-    at += scan_seen || length < 2 ? 2 : 2 + length;
+    at = next;
   }
   return "no end";
 }

@@ -78,25 +78,48 @@ class StepClock {
   double steps_ = 0;
 };
 
+/// While it lives, an interrupt or a signal to end asks for a stop, and going on after a suspension is noted.
+class WatchSignals {
+ public:
+  WatchSignals() : interrupt_(std::signal(SIGINT, stop)), end_(std::signal(SIGTERM, stop)) {
+    stop_requested = 0;
+#if defined(SIGCONT)
+    going_on_ = std::signal(SIGCONT, [](int) { went_on = 1; });
+#endif
+  }
+  WatchSignals(const WatchSignals&) = delete;
+  WatchSignals& operator=(const WatchSignals&) = delete;
+  ~WatchSignals() {
+    std::signal(SIGINT, interrupt_);
+    std::signal(SIGTERM, end_);
+#if defined(SIGCONT)
+    std::signal(SIGCONT, going_on_);
+#endif
+  }
+
+ private:
+  using Handler = void (*)(int);
+  static void stop(int /*signal*/) {
+    stop_requested = 1;
+  }
+
+  Handler interrupt_;
+  Handler end_;
+#if defined(SIGCONT)
+  Handler going_on_ = nullptr;
+#endif
+};
+
 }  // namespace detail
 
-/// Makes `run_training` save and return at the next step when the program is interrupted or asked to end, and leave
-/// time out for which it was suspended.
-inline void stop_on_signals() {
-  const auto stop = [](int) { detail::stop_requested = 1; };
-  std::signal(SIGINT, stop);
-  std::signal(SIGTERM, stop);
-#if defined(SIGCONT)
-  std::signal(SIGCONT, [](int) { detail::went_on = 1; });
-#endif
-}
-
 /// Takes steps until the run is done or stopped; prints a line per epoch, and one that says how far a stopped run came.
+/// An interrupt or a signal to end stops it after the step under way; before and after they do what they did.
 /// Raises: a checkpoint of another run or that cannot be read or written.
 template <class Network, class Task>
 TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, strata::index_t batch,
                                const TrainingRunOptions& options) {
   using Clock = std::chrono::steady_clock;
+  const detail::WatchSignals watching;
   TrainingRunResult result;
   std::error_code ignored;
   const auto seconds_of = [](const strata::Archive& archive, const char* key, double& value) {

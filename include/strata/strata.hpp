@@ -4,6 +4,7 @@
 #include <strata/core/activation.hpp>
 #include <strata/core/archive.hpp>
 #include <strata/core/arena.hpp>
+#include <strata/core/at_exit.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
 #include <strata/core/tensor.hpp>

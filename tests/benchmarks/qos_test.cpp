@@ -181,7 +181,19 @@ TEST_CASE("state files add up and rows say what they have to") {
   CHECK_NOTHROW(twice.set_settings("other real", {{"batch", 4}}));
   CHECK_THROWS_AS(twice.set_settings("net real", {{"batch", 4}}), strata::Error);
   CHECK(twice.rows() == state.rows());
-  twice.merge(qos::State::read(path));
+  CHECK_THROWS_AS(twice.merge(qos::State::read(path)), strata::Error);  // the same rounds again
+  CHECK(twice.rows() == state.rows());
+  qos::State more;
+  for (int i = 0; i < 1000; ++i)
+    more.tally(cell).add(i % 4 == 0 ? "110" : "111", 2, 1e6 + i, i % 100 != 0, 10, i % 2 == 0 ? 9 : 8);
+  more.set_done("another round", "both", 1.5);
+  more.set_settings("net real", {{"batch", 4}});
+  CHECK_THROWS_AS(twice.merge(more), strata::Error);
+  qos::State fitting;
+  fitting.tally(cell).read(more.tally(cell).json());
+  fitting.set_done("another round", "both", 1.5);
+  fitting.set_settings("net real", {{"batch", 8}});
+  twice.merge(fitting);
   std::filesystem::remove(path);
   const auto row = twice.rows().at(0);
   CHECK(row.at("requests") == 2000);

@@ -5,7 +5,9 @@ set -eu
 compiler=$1 scratch=$2 source=$3
 shift 3
 mkdir -p "$scratch"
-flags=(-std=c++20 -march=sapphirerapids -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
+march=()
+[ "$(uname -m)" != x86_64 ] || march=(-march=sapphirerapids)
+flags=(-std=c++20 "${march[@]}" -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
        -I"$source/include" -I"$source/tests" -isystem /usr/include/eigen3 "-DSTRATA_SOURCE_DIR=\"$source\"")
 printf '#include <strata/strata.hpp>\n#include <strata/train/training.hpp>\n#include <support/catch.hpp>\n' >"$scratch/common.hpp"
 "$compiler" "${flags[@]}" -x c++-header "$scratch/common.hpp" -o "$scratch/common.pch"

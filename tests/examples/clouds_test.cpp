@@ -27,7 +27,7 @@ class Directory {
   Directory()
       : path_(std::filesystem::temp_directory_path() / ("strata-clouds-" + std::to_string(std::random_device{}()))) {
     std::filesystem::create_directories(path_);
-    write("classes.txt", "Car\nGun\n");
+    write("classes.txt", "Car\r\nGun\r\n\r\n");
     write("train_labels.txt", "0\n1\n0\n");
     write("test_labels.txt", "1\r\n1\n\n");
     write("train_points.f32", numbers(3 * 12));

@@ -11,6 +11,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -191,6 +192,13 @@ TEST_CASE("lines of plain and packed files") {
   CHECK(gnmt::read_lines(directory.write("one", "\n")).value() == Lines{""});
   std::istringstream stream(text);
   CHECK(gnmt::read_lines(stream, "stdin").value() == expected);
+  // A pipe, which cannot be read twice.
+  int ends[2] = {-1, -1};
+  REQUIRE(pipe(ends) == 0);
+  REQUIRE(write(ends[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+  close(ends[1]);
+  CHECK(gnmt::read_lines("/dev/fd/" + std::to_string(ends[0])).value() == expected);
+  close(ends[0]);
   std::string words;
   for (int i = 0; i < 10000; ++i) words += "word ";
   CHECK(gnmt::read_lines(directory.write("long", words)).value() == Lines{words});

@@ -120,6 +120,38 @@ TEST_CASE("pictures that are cut off or no pictures are refused") {
   CHECK(holds(text.error().what(), "text.jpg"));
 }
 
+TEST_CASE("JPEG files that would mislead the decoder are refused") {
+  const std::string whole = jpeg(pattern(20, 30, 3));
+  const auto reason = [](const std::string& file) {
+    const auto found = decode(file);
+    return found.ok() ? std::string("read") : found.error().found();
+  };
+  const std::string end("\xFF\xD9", 2);
+  REQUIRE(whole.ends_with(end));
+  const std::string body = whole.substr(0, whole.size() - 2);
+  // An end within a comment is none: what comes after it counts.
+  const std::string comment = std::string("\xFF\xFE\0\x04", 4) + end;
+  std::string codes("\xFF\xC4\x08\x0B\0", 5);  // a table of 8 x 255 codes
+  for (int length = 1; length <= 16; ++length) codes += length > 8 ? '\xFF' : '\0';
+  codes += std::string(2040, '\0');
+  CHECK(reason(body + comment + end) == "read");
+  CHECK(holds(reason(body + comment + codes + end), "more than 256 codes"));
+  CHECK(holds(reason(body + comment), "no end"));
+  // An end before any scan, and a frame whose tables the file does not have.
+  CHECK(holds(reason(whole.substr(0, 2) + end + whole.substr(2)), "no picture"));
+  for (const unsigned table : {0xC4U, 0xDBU}) {
+    std::string without = whole.substr(0, 2);
+    std::size_t at = 2;
+    while (static_cast<unsigned char>(whole[at + 1]) != 0xDA) {
+      const std::size_t length =
+          static_cast<unsigned char>(whole[at + 2]) * 256U + static_cast<unsigned char>(whole[at + 3]);
+      if (static_cast<unsigned char>(whole[at + 1]) != table) without += whole.substr(at, 2 + length);
+      at += 2 + length;
+    }
+    CHECK(holds(reason(without + whole.substr(at)), "without its tables"));
+  }
+}
+
 TEST_CASE("damaged pictures are refused or read, never more") {
   std::mt19937 random(11);
   for (const std::string& whole : {png(pattern(24, 24, 3)), jpeg(pattern(24, 24, 3))})

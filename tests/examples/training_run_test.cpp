@@ -57,7 +57,6 @@ std::string temporary() {
 }  // namespace
 
 TEST_CASE("time for which a training run was suspended does not count") {
-  examples::stop_on_signals();
   const train::Dataset data = noise(64);
   for (const bool suspended : {false, true}) {
     SlowTask task(data);
@@ -81,7 +80,6 @@ TEST_CASE("time for which a training run was suspended does not count") {
 }
 
 TEST_CASE("a training run stops when it is told to and goes on with its time") {
-  examples::stop_on_signals();
   const train::Dataset data = noise(64);
   train::Recipe recipe;
   recipe.batch = 8;

@@ -25,6 +25,7 @@ strata::Profile sample_profile() {
   key.architecture = "some.Net \"quoted\" \xC3\xA4";
   key.model = 0xFEDCBA9876543210U;
   key.level_nnz = {5, 1'000'000'000'000};
+  key.level_bytes = {31, 6'000'000'000'000};
   key.threads = 3;
   key.batch = 17;
   key.micro_batch = 5;
@@ -82,10 +83,10 @@ TEST_CASE("whatever the writer does not write is refused") {
     CHECK_FALSE(strata::io::parse_profile(replaced(good, what, by)).ok());
   };
   refused("\"format\": \"strata.profile\"", "\"format\": \"other\"");
-  refused("\"version\": 2", "\"version\": 1");
-  refused("\"version\": 2", "\"version\": \"2\"");
-  refused("\"version\": 2", "\"version\": 2, \"extra\": 1");
-  refused("\"version\": 2", "\"version\": 2, \"version\": 2");
+  refused("\"version\": 3", "\"version\": 2");
+  refused("\"version\": 3", "\"version\": \"3\"");
+  refused("\"version\": 3", "\"version\": 3, \"extra\": 1");
+  refused("\"version\": 3", "\"version\": 3, \"version\": 3");
   refused("\"threads\": 3,", "");
   for (const char* bad : {"0", "-1", "1.5", "\"3\"", "null", "1e300", "99999999999999999999999", "{}"})
     refused("\"threads\": 3", std::string("\"threads\": ") + bad);

@@ -133,6 +133,26 @@ TEST_CASE("in a checking pass of training a weight without a name is an error") 
                     "the layer out");
   layer.for_each_parameter("fc", "fc.norm", [](auto&) {});
   CHECK_NOTHROW(layer(context, x));
+  Family::Lstm lstm({.in_features = 7, .hidden_features = 2});
+  CHECK_THROWS_AS(lstm(context, x, strata::SequenceShape{1, 1, {}}), strata::Error);
+  lstm.for_each_parameter("lstm", "", [](auto&) {});
+  CHECK_NOTHROW(lstm(context, x, strata::SequenceShape{1, 1, {}}));
+}
+
+TEST_CASE("a layer that runs several times in a pass is as dear as all its runs") {
+  using Family = strata::train::Training<float>;
+  strata::SerialExecutor executor;
+  Family::Context context(executor);
+  Family::Conv2d layer({.in_channels = 2, .out_channels = 2, .padding = 1, .norm = false});
+  for (int pass = 0; pass < 2; ++pass) {
+    context.begin(Level{0});
+    for (const index_t size : {4, 3}) {
+      const auto x = context.make(1, {2, size, size}, false);
+      x.value().setZero();
+      (void)layer(context, x);
+    }
+    CHECK(layer.weight().uses == 16 + 9);
+  }
 }
 
 TEST_CASE("a config whose visit leaves out a number is an error") {

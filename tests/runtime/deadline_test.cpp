@@ -350,6 +350,7 @@ TEST_CASE("a deadline without a profile, or with another session's, is an error"
   refused("model", [](auto& p) { ++p.key.model; });
   refused("level set", [](auto& p) { ++p.key.level_nnz[1]; });
   refused("level set", [](auto& p) { p.key.level_nnz.pop_back(); });
+  refused("paths through the layers", [](auto& p) { ++p.key.level_bytes[1]; });
   refused("threads", [](auto& p) { p.key.threads = 2; });
   refused("batch", [](auto& p) { p.key.batch = 2; });
   refused("micro-batch", [](auto& p) { p.key.micro_batch = 2; });

@@ -159,6 +159,7 @@ inline strata::Profile flat_profile(int stages, const std::vector<double>& costs
   for (std::size_t level = 0; level < costs.size(); ++level) {
     samples.push_back({std::vector<double>(static_cast<std::size_t>(stages), costs[level])});
     key.level_nnz.push_back(static_cast<std::int64_t>(level + 1) * 100);
+    key.level_bytes.push_back(static_cast<std::int64_t>(level + 1) * 600);
   }
   return strata::profile_of(samples, names, key);
 }

@@ -722,6 +722,7 @@ TEST_CASE("accuracy is asked for at levels that there are and in batches of pict
   train::set_levels(network, 2);
   CHECK(train::accuracy(network, context, data, Level{1}, 3) >= 0);
   CHECK_THROWS_AS(train::accuracy(network, context, data, Level{2}), strata::Error);
+  CHECK(context.training);
   CHECK_THROWS_AS(train::accuracy(network, context, data, Level{-1}), strata::Error);
   CHECK_THROWS_AS(train::accuracy(network, context, data, Level{0}, 0), strata::Error);
 }

@@ -138,6 +138,28 @@ TEST_CASE("one sparse convolution on pictures of two sizes in a pass has the gra
   CHECK(difference(gradient(false, true), alone(small)) < 1e-12);
 }
 
+TEST_CASE("a sparse convolution with a stride goes back to pictures of one column as to others") {
+  // The second phase of the large picture is that of odd columns, of the narrow one that of odd rows.
+  strata::SerialExecutor executor;
+  Family::Context context(executor);
+  std::mt19937 random(6);
+  Family::Conv2d layer({.in_channels = 4, .out_channels = 4, .stride = 2, .padding = 1, .norm = false});
+  make_levels(layer, random, 0.25);
+  layer.weight().value = numbers(random, layer.weight().value.size());
+  for (const Shape shape : {Shape{4, 8, 8}, Shape{4, 8, 1}, Shape{4, 8, 8}, Shape{4, 1, 8}}) {
+    INFO(shape.height << " x " << shape.width);
+    const Array x = numbers(random, lanes * shape.size());
+    const Array dy = numbers(random, lanes * 4 * 4 * 4);
+    Result together, apart;
+    layer.weight().gradient.setZero();
+    run(context, layer, Level{0}, shape, x, dy, 0, lanes, together);
+    layer.weight().gradient.setZero();
+    for (index_t i = 0; i < lanes; ++i) run(context, layer, Level{0}, shape, x, dy, i, 1, apart);
+    CHECK(difference(together.dx, apart.dx) < 1e-12);
+    CHECK(difference(together.dw, apart.dw) < 1e-12);
+  }
+}
+
 TEST_CASE("every element has its place in lanes, and comes back from there") {
   std::mt19937 random(3);
   for (const Shape& shape : {Shape{1, 1, 1}, Shape{3, 2, 2}, Shape{131, 1, 7}, Shape{48, 3, 50}}) {

@@ -22,7 +22,7 @@ namespace strata {
 namespace io {
 
 inline constexpr std::string_view profile_format = "strata.profile";
-inline constexpr int profile_version = 2;
+inline constexpr int profile_version = 3;
 /// No profile is longer; a longer file is refused before it is parsed.
 inline constexpr std::size_t max_profile_bytes = 100'000'000;
 /// Most stages of a profile: those of all micro-batches.
@@ -93,9 +93,9 @@ class StrictReader {
   std::optional<Error> error_;
 };
 
-inline constexpr std::string_view profile_members[] = {"format",          "version", "architecture",  "model",
-                                                       "level_weights",   "threads", "batch",         "micro_batch",
-                                                       "instruction_set", "runs",    "probabilities", "stages"};
+inline constexpr std::string_view profile_members[] = {
+    "format", "version",     "architecture",    "model", "level_weights", "level_bytes", "threads",
+    "batch",  "micro_batch", "instruction_set", "runs",  "probabilities", "stages"};
 inline constexpr std::string_view stage_members[] = {"name", "levels"};
 inline constexpr std::string_view times_members[] = {"stage", "rest"};
 inline constexpr std::string_view distribution_members[] = {"mean", "deviation", "quantiles"};
@@ -150,10 +150,12 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
   member("version") += std::to_string(profile_version);
   append_json(member("architecture"), profile.key.architecture);
   append_json(member("model"), fingerprint_text(profile.key.model));
-  member("level_weights") += '[';
-  for (std::size_t i = 0; i < profile.key.level_nnz.size(); ++i)
-    text += (i == 0 ? "" : ", ") + std::to_string(profile.key.level_nnz[i]);
-  text += ']';
+  for (const auto& [name, counts] :
+       {std::pair("level_weights", &profile.key.level_nnz), std::pair("level_bytes", &profile.key.level_bytes)}) {
+    member(name) += '[';
+    for (std::size_t i = 0; i < counts->size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string((*counts)[i]);
+    text += ']';
+  }
   member("threads") += std::to_string(profile.key.threads);
   member("batch") += std::to_string(profile.key.batch);
   member("micro_batch") += std::to_string(profile.key.micro_batch);
@@ -189,11 +191,11 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
   if (members[0].text() != profile_format) return Error("profile: format", profile_format, "another");
   if (members[1].whole() != std::uint64_t{profile_version})
     return Error("profile: version", profile_version, members[1].source().substr(0, 200));
-  const auto probabilities = reader.elements(members[10], "profile: probabilities", 0, profile_probabilities.size());
+  const auto probabilities = reader.elements(members[11], "profile: probabilities", 0, profile_probabilities.size());
   bool same = probabilities.size() == profile_probabilities.size();
   for (std::size_t i = 0; same && i < probabilities.size(); ++i)
     same = probabilities[i].number() == profile_probabilities[i];
-  if (!same) return Error("profile: probabilities", "those of version 2", "others");
+  if (!same) return Error("profile: probabilities", "those of version 3", "others");
   constexpr std::int64_t most = std::int64_t{1} << 53;
   Profile profile;
   profile.key.architecture = reader.text(members[2], "profile: architecture");
@@ -207,13 +209,15 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
   }
   for (const JsonValue& count : reader.elements(members[4], "profile: level_weights", 1, 255))
     profile.key.level_nnz.push_back(reader.whole(count, "profile: level_weights", 0, most));
-  profile.key.threads = static_cast<int>(reader.whole(members[5], "profile: threads", 1, 1 << 20));
-  profile.key.batch = reader.whole(members[6], "profile: batch", 1, most);
-  profile.key.micro_batch = reader.whole(members[7], "profile: micro_batch", 1, most);
-  profile.key.instruction_set = reader.text(members[8], "profile: instruction_set");
-  profile.runs = reader.whole(members[9], "profile: runs", 1, most);
   const std::size_t levels = profile.key.level_nnz.size();
-  for (const JsonValue& entry : reader.elements(members[11], "profile: stages", 1, max_profile_stages)) {
+  for (const JsonValue& count : reader.elements(members[5], "profile: level_bytes", levels, levels))
+    profile.key.level_bytes.push_back(reader.whole(count, "profile: level_bytes", 0, most));
+  profile.key.threads = static_cast<int>(reader.whole(members[6], "profile: threads", 1, 1 << 20));
+  profile.key.batch = reader.whole(members[7], "profile: batch", 1, most);
+  profile.key.micro_batch = reader.whole(members[8], "profile: micro_batch", 1, most);
+  profile.key.instruction_set = reader.text(members[9], "profile: instruction_set");
+  profile.runs = reader.whole(members[10], "profile: runs", 1, most);
+  for (const JsonValue& entry : reader.elements(members[12], "profile: stages", 1, max_profile_stages)) {
     const std::string place = "profile: stage " + std::to_string(profile.stages.size());
     const auto parts = reader.members(entry, place, detail::stage_members);
     if (reader.error()) break;

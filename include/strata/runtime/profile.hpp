@@ -75,6 +75,9 @@ struct ProfileKey {
   std::string architecture;
   std::uint64_t model = 0;              ///< `Model::fingerprint`
   std::vector<std::int64_t> level_nnz;  ///< weights of every level
+  /// What every level reads of its weights, in bytes: other paths through the layers (`Session::choose_paths`) read
+  /// others and take other times.
+  std::vector<std::int64_t> level_bytes;
   int threads = 1;
   std::int64_t batch = 1;
   std::int64_t micro_batch = 1;  ///< pictures that pass a stage together
@@ -130,14 +133,14 @@ inline constexpr std::string_view first_stage = "input";
 }
 
 /// Success if `profile` is whole and belongs to `key` with the stages `names`. Errors, in this order: another model,
-/// level set, thread count, batch, micro-batch, instruction set; stages or levels missing, left over or of another
-/// name; times that are no times.
+/// level set, paths through the layers, thread count, batch, micro-batch, instruction set; stages or levels missing,
+/// left over or of another name; times that are no times.
 [[nodiscard]] inline Status check_profile(const Profile& profile, const ProfileKey& key,
                                           std::span<const std::string> names) {
-  const auto list = [](const std::vector<std::int64_t>& counts) {
+  const auto list = [](const std::vector<std::int64_t>& counts, const char* unit) {
     std::string text = std::to_string(counts.size()) + " levels of";
     for (const std::int64_t count : counts) text += " " + std::to_string(count);
-    return text + " weights";
+    return text + unit;
   };
   if (profile.key.architecture != key.architecture)
     return Error("profile: architecture", key.architecture, profile.key.architecture);
@@ -145,7 +148,10 @@ inline constexpr std::string_view first_stage = "input";
     return Error({"profile: model"}, {"the model of fingerprint ", fingerprint_text(key.model)},
                  {fingerprint_text(profile.key.model), ": measured with another model"});
   if (profile.key.level_nnz != key.level_nnz)
-    return Error("profile: level set", list(key.level_nnz), list(profile.key.level_nnz));
+    return Error("profile: level set", list(key.level_nnz, " weights"), list(profile.key.level_nnz, " weights"));
+  if (profile.key.level_bytes != key.level_bytes)
+    return Error("profile: paths through the layers", list(key.level_bytes, " bytes"),
+                 list(profile.key.level_bytes, " bytes"));
   if (profile.key.threads != key.threads) return Error("profile: threads", key.threads, profile.key.threads);
   if (profile.key.batch != key.batch) return Error("profile: batch", key.batch, profile.key.batch);
   if (profile.key.micro_batch != key.micro_batch)

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <strata/core/at_exit.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
 #include <strata/core/types.hpp>
@@ -53,23 +54,6 @@ inline constexpr index_t cached_activations = index_t{2} << 20;
 
 /// Parts of a batch in runs by stages: more would make profiles long and change nothing.
 inline constexpr index_t max_micro_batches = 64;
-
-namespace detail {
-
-/// Calls a function when the scope is left, by an exception too.
-template <class F>
-class AtExit {
- public:
-  explicit AtExit(F f) noexcept : f_(std::move(f)) {}
-  AtExit(const AtExit&) = delete;
-  AtExit& operator=(const AtExit&) = delete;
-  ~AtExit() { f_(); }
-
- private:
-  F f_;
-};
-
-}  // namespace detail
 
 /// Runs a model at a level chosen per call. A session belongs to one thread at a time; several sessions may run the
 /// same model at once, each at its own level.
@@ -140,8 +124,10 @@ class Session {
   /// dense, sparse as stored and dense as a copy, on this session's batch and threads, and from then on takes the
   /// faster one. For models whose fullest levels are nearly dense. The copies belong to the model, whose other sessions
   /// take them too and grow their memory at their next run; no other run may be under way. Sums are rounded in another
-  /// order on the dense path. Returns what was measured.
+  /// order on the dense path. A profile set before no longer holds and is dropped; one for another session of the model
+  /// is to be measured again too. Returns what was measured.
   STRATA_COLD std::vector<LayerPath> choose_paths(const PathOptions& options = {}) {
+    router_.reset();
     PathChooser chooser(options);
     Context& context = parts_.empty() ? *context_ : *parts_.front();
     {
@@ -227,7 +213,10 @@ class Session {
     ProfileKey key;
     key.architecture = std::string(Model::Network::architecture);
     key.model = model_.fingerprint();
-    for (int level = 0; level < model_.levels(); ++level) key.level_nnz.push_back(model_.nnz(Level{level}));
+    for (int level = 0; level < model_.levels(); ++level) {
+      key.level_nnz.push_back(model_.nnz(Level{level}));
+      key.level_bytes.push_back(model_.bytes(Level{level}));
+    }
     key.threads = threads();
     key.batch = batch_;
     key.micro_batch = staged_batch_;
@@ -236,8 +225,8 @@ class Session {
   }
 
   /// Prepares runs with a deadline: what they predict from, how, and by which clock. Raises: a profile that is not
-  /// whole or belongs to another model, level set, thread count, batch, micro-batch or instruction set; options outside
-  /// their range.
+  /// whole or belongs to another model, level set, paths through the layers, thread count, batch, micro-batch or
+  /// instruction set; options outside their range.
   void set_profile(const Profile& profile, const RouterOptions& options = {}, const Clock& clock = {}) {
     (void)check_profile(profile, profile_key(), stages_).value();
     prepare_staged();

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <strata/core/at_exit.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 #include <strata/layers/exchange.hpp>
@@ -122,7 +123,8 @@ template <class Network, class Scalar>
   if (batch < 1) raise(Error("accuracy", "a batch of at least 1", batch));
   if (level.index < 0) raise(Error("accuracy", "a level of at least 0", level.index));
   Classification<Scalar> task(data);
-  const bool training = std::exchange(context.training, false);
+  const strata::detail::AtExit reset(
+      [&, training = std::exchange(context.training, false)]() noexcept { context.training = training; });
   std::vector<std::uint32_t> indices;
   index_t correct = 0;
   for (index_t first = 0; first < data.size(); first += batch) {
@@ -133,7 +135,6 @@ template <class Network, class Scalar>
     context.begin(level);
     correct += task.correct(task.run(network, context));
   }
-  context.training = training;
   return static_cast<double>(correct) / static_cast<double>(data.size());
 }
 

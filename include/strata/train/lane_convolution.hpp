@@ -208,6 +208,7 @@ class LaneWindow {
 /// The non-zeros of one sweep, part by part of the source's channels, so that a tile of pixels of a part stays in the
 /// L1 cache. Made from a mask and found again while the mask stays the same.
 struct LaneMask {
+  Pair phase = 0;               ///< of the sweep (its `first`), which tells its taps
   std::vector<index_t> window;  ///< of the sweep's window: what offsets were made for
   index_t parts = 0;
   std::vector<std::uint32_t> starts;   ///< rows + 1 for every part
@@ -263,9 +264,10 @@ class LaneConvolution {
     constexpr auto bytes = static_cast<index_t>(sizeof(Scalar));
     const auto add_window = [&](const LaneSweep& sweep, bool ahead, Windows& windows) {
       const LaneLayout& source = ahead ? in_ : out_;
-      const bool one_tap = sweep.taps.size() <= 1;
       if (masks_ && masks_->sparse) {
-        windows.emplace_back(sweep, ahead ? in : out, source, one_tap ? 4 : 1, (ahead ? out_ : in_).channels, bytes);
+        // Several blocks at once only where their offsets fit the masks' 32 bits.
+        const bool several = sweep.taps.size() <= 1 && 4 * source.block_step() <= index_t{0xFFFFFFFF};
+        windows.emplace_back(sweep, ahead ? in : out, source, several ? 4 : 1, (ahead ? out_ : in_).channels, bytes);
       } else {
         windows.emplace_back(sweep, ahead ? in : out, source, source.blocks(), 0, bytes);
       }
@@ -275,7 +277,7 @@ class LaneConvolution {
     gradient_window_.emplace_back(forward_.front(), in, in_, 1, out_.block, bytes);
     if (masks_ && masks_->sparse) {
       // A layer that runs on pictures of another size in the same pass still needs the masks that it made.
-      if (!suit(forward_windows_, masks_->forward) || !suit(backward_windows_, masks_->backward)) {
+      if (!suit(forward_, forward_windows_, masks_->forward) || !suit(backward_, backward_windows_, masks_->backward)) {
         masks_ = std::make_shared<LaneMasks>(*masks_);
         context.cached({&weight_, level_.index}) = masks_;
       }
@@ -328,10 +330,16 @@ class LaneConvolution {
     masks_ = std::move(masks);
   }
 
-  /// Whether no mask that was made is for other windows.
-  [[nodiscard]] static bool suit(const Windows& windows, const std::vector<LaneMask>& masks) {
+  /// Whether `mask` was made for that sweep of pictures of that size.
+  [[nodiscard]] static bool suits(const LaneMask& mask, const LaneSweep& sweep, const LaneWindow& window) {
+    return mask.phase == sweep.first && mask.window == window.starts();
+  }
+
+  /// Whether no mask that was made is for other sweeps or windows.
+  [[nodiscard]] static bool suit(const std::vector<LaneSweep>& sweeps, const Windows& windows,
+                                 const std::vector<LaneMask>& masks) {
     for (std::size_t s = 0; s < std::min(windows.size(), masks.size()); ++s)
-      if (masks[s].parts != 0 && masks[s].window != windows[s].starts()) return false;
+      if (masks[s].parts != 0 && !suits(masks[s], sweeps[s], windows[s])) return false;
     return true;
   }
 
@@ -340,7 +348,7 @@ class LaneConvolution {
     if (masks.size() < sweeps.size()) masks.resize(sweeps.size());
     context.parallel_for(static_cast<index_t>(sweeps.size()), [&](index_t s) {
       const auto at = static_cast<std::size_t>(s);
-      if (masks[at].parts == 0 || masks[at].window != windows[at].starts())
+      if (masks[at].parts == 0 || !suits(masks[at], sweeps[at], windows[at]))
         masks[at] = make_mask(sweeps[at], windows[at], source, forward);
     });
   }
@@ -348,6 +356,7 @@ class LaneConvolution {
   [[nodiscard]] LaneMask make_mask(const LaneSweep& sweep, const LaneWindow& window, const LaneLayout& source,
                                    bool forward) const {
     LaneMask mask;
+    mask.phase = sweep.first;
     mask.window = window.starts();
     const auto taps = static_cast<index_t>(sweep.taps.size());
     const index_t rows = forward ? out_.channels : in_.channels;

@@ -306,10 +306,16 @@ class Lstm {
   void initialise(std::uint64_t seed) {
     std::mt19937_64 random(seed);
     const double bound = 1 / std::sqrt(static_cast<double>(options_.hidden_features));
-    for_each_parameter("", "", [&](Parameter<Scalar>& parameter) {
+    const auto draw = [&](Parameter<Scalar>& parameter) {
       for (Scalar& w : parameter.value)
         w = static_cast<Scalar>((static_cast<double>(random() >> 11U) * 0x1p-53 * 2 - 1) * bound);
-    });
+    };
+    for (LstmDirection<Scalar>& direction : directions_) {
+      draw(direction.input_weight);
+      draw(direction.hidden_weight);
+      for (auto& bias : direction.input_bias) draw(bias);
+      for (auto& bias : direction.hidden_bias) draw(bias);
+    }
   }
 
   [[nodiscard]] const LstmOptions& options() const noexcept { return options_; }

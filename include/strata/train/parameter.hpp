@@ -31,7 +31,8 @@ struct Parameter {
   bool budgeted = true;              ///< a matrix that budgets count; false: a table of embeddings
   bool decay = false;                ///< weight decay applies
   int level = -1;                    ///< of a normalisation: the only level that uses it; -1: all levels do
-  index_t uses = 0;                  ///< multiply-adds per weight and sample, as the last forward pass saw it
+  index_t uses = 0;                  ///< multiply-adds per weight and sample, as the last forward pass saw them
+  std::uint64_t uses_in = 0;         ///< `Context::pass` of that pass
 
   Parameter() = default;
   Parameter(std::vector<index_t> extents, Scalar fill) : shape(std::move(extents)) {
@@ -69,11 +70,13 @@ struct Parameter {
   }
 };
 
-/// Notes that a pass multiplies with each entry of `weight` `uses` times a sample. Raises in a checking pass: a weight
-/// without a name.
+/// Notes that a pass multiplies with each entry of `weight` `uses` times a sample, beside other uses in the same pass.
+/// Raises in a checking pass: a weight without a name.
 template <class Scalar>
 void note_uses(const Context<Scalar>& context, Parameter<Scalar>& weight, index_t uses) {
-  weight.uses = uses;
+  if (weight.uses_in != context.pass()) weight.uses = 0;
+  weight.uses_in = context.pass();
+  weight.uses += uses;
   if (!context.checking || !weight.name.empty()) return;
   std::string shape;
   for (const index_t extent : weight.shape) shape += (shape.empty() ? "" : " x ") + std::to_string(extent);

@@ -203,7 +203,7 @@ template <class Scalar>
 [[nodiscard]] Tensor<Scalar> linear(Context<Scalar>& context, const Tensor<Scalar>& x, Parameter<Scalar>& weight,
                                     Parameter<Scalar>* bias, index_t first_row = 0, index_t rows = 0) {
   const index_t outputs = rows > 0 ? rows : weight.shape[0];
-  note_uses(context, weight, 1);
+  note_uses(context, weight, first_row == 0 ? 1 : 0);  // parts of the rows are together one use
   const Level level = context.level;
   auto weights = std::make_shared<detail::WeightRows<Scalar>>(context, weight, level);
   Tensor<Scalar> y = context.make(x.batch(), {outputs, 1, 1}, true);

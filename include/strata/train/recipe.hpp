@@ -64,7 +64,9 @@ struct Recipe {
   bool coupled_decay = false;  ///< with `adamw`: the decay is part of the gradient, as in PyTorch's Adam
   double momentum = 0.9;
   double decay = 5e-4;  ///< weight decay
-  double clip = 0;      ///< largest norm of all gradients together, to which longer ones are scaled down; 0: none
+  /// Largest norm of all gradients together, those of weights that a phase leaves alone too, to which longer ones are
+  /// scaled down; 0: none.
+  double clip = 0;
 
   double floor = 0;                                         ///< least density of every prunable layer at every level
   std::vector<std::pair<std::string, double>> floors = {};  ///< exceptions by the name of the weight, "conv1.weight"

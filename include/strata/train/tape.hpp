@@ -425,7 +425,11 @@ class Context {
     stages_ = 0;
     operations_ = 0;
     backward_.clear();
+    static std::atomic<std::uint64_t> passes{0};
+    pass_ = passes.fetch_add(1, std::memory_order_relaxed) + 1;
   }
+  /// The number of the pass among all of the program; 0 before the first one.
+  [[nodiscard]] std::uint64_t pass() const noexcept { return pass_; }
   /// A layer's dropout `rate`, as it is for the level that takes part now.
   [[nodiscard]] double dropout_rate(double rate) const noexcept {
     const auto at = static_cast<std::size_t>(level.index);
@@ -488,6 +492,7 @@ class Context {
   std::map<CacheKey, std::shared_ptr<void>> cache_;
   int stages_ = 0;
   std::uint64_t operations_ = 0;
+  std::uint64_t pass_ = 0;
 };
 
 }  // namespace strata::train

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include <strata/core/at_exit.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 #include <strata/layers/sequence.hpp>
@@ -197,7 +198,8 @@ template <class Network, class Scalar>
   if (level.index < 0) raise(Error("translation_loss", "a level of 0 or more", level.index));
   if (batch < 1) raise(Error("translation_loss", "batches of at least 1 pair", batch));
   Translation<Scalar> task(data);
-  const bool training = std::exchange(context.training, false);
+  const strata::detail::AtExit reset(
+      [&, training = std::exchange(context.training, false)]() noexcept { context.training = training; });
   const std::vector<std::uint32_t> order = task.order(0, 0, batch);
   double sum = 0;
   double words = 0;
@@ -208,7 +210,6 @@ template <class Network, class Scalar>
     sum += count * task.plain_loss(task.run(network, context));
     words += count;
   }
-  context.training = training;
   return sum / words;
 }
 
