@@ -17,7 +17,7 @@ function(strata_dependency name target url)
 endfunction()
 
 # Only strata/train/ includes Eigen: a host that runs models does without.
-if(STRATA_BUILD_TESTS OR STRATA_BUILD_BENCHMARKS OR STRATA_BUILD_EXAMPLES OR STRATA_FETCH_DEPS)
+if(STRATA_BUILD_TESTS OR STRATA_BUILD_BENCHMARKS OR STRATA_BUILD_EXAMPLES)
   set(EIGEN_BUILD_DOC OFF)
   set(EIGEN_BUILD_TESTING OFF)
   strata_dependency(Eigen3 Eigen3::Eigen https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.gz)

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <memory>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -57,8 +58,10 @@ inline void sleep_until(std::int64_t nanoseconds) noexcept {
 inline void work(const std::vector<Interval>& schedule, bool memory, std::int64_t start) {
   constexpr std::size_t bytes = 96U << 20U;  // more than the last-level cache of most machines
   constexpr std::size_t piece = 1U << 20U;
-  std::vector<std::uint64_t> data(memory ? bytes / 8 : 0);
-  volatile std::uint64_t* const words = data.data();
+  // Not touched before its time.
+  const std::unique_ptr<void, void (*)(void*)> data(memory ? std::calloc(bytes, 1) : nullptr, std::free);
+  auto* const words = static_cast<volatile std::uint64_t*>(data.get());
+  if (memory && words == nullptr) return;
   const strata::Clock clock;
   std::size_t at = 0;
   volatile std::uint64_t sink = 0;

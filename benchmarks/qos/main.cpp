@@ -193,6 +193,8 @@ void simulate(const Options& options) {
         for (const std::string& name : names)
           state.tally({recording.network, "simulation", qos::name_of(arrivals), kind.name, factor, name}) =
               qos::simulate(recording, kind, arrivals, factor, name, simulation);
+        for (const std::string& name : names)
+          state.set_done(recording.network + " simulation|" + kind.name + "|" + qos::name_of(arrivals), name, factor);
       }
   state.info()[recording.network + " simulation"] = {
       {"requests", options.requests},

@@ -84,8 +84,13 @@ class State {
   /// Adds all of `other`. Raises, with nothing added: rounds that are here already, rows of the same name that were
   /// measured with other settings.
   void merge(const State& other) {
-    for (const std::string& round : other.done_)
-      if (done_.contains(round)) strata::raise(strata::Error("state", "rounds that are not there yet", round));
+    for (const auto& [ours, theirs] : {std::pair(&done_, &other.done_), std::pair(&other.done_, &done_)})
+      for (const std::string& round : *theirs) {
+        // The name of a round of all policies is the beginning of those of its parts.
+        const auto same = ours->lower_bound(round);
+        if (same != ours->end() && (*same == round || same->starts_with(round + "|")))
+          strata::raise(strata::Error("state", "rounds that are not there yet", round));
+      }
     State checked;
     checked.info_ = info_;
     for (const auto& [name, settings] : other.info_.items()) {
@@ -98,7 +103,12 @@ class State {
       cells_[key].second.read(entry.second.json());
     }
     done_.insert(other.done_.begin(), other.done_.end());
-    for (const auto& [name, settings] : other.info_.items()) info_[name].update(settings);
+    for (const auto& [name, settings] : other.info_.items()) {
+      constexpr const char* left_out = "rounds_not_counted";
+      const int left = info_[name].value(left_out, 0) + settings.value(left_out, 0);
+      info_[name].update(settings);
+      if (left > 0) info_[name][left_out] = left;
+    }
   }
 
   [[nodiscard]] nlohmann::json rows() const {

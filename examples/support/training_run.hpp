@@ -81,8 +81,10 @@ class StepClock {
 /// While it lives, an interrupt or a signal to end asks for a stop, and going on after a suspension is noted.
 class WatchSignals {
  public:
-  WatchSignals() : interrupt_(std::signal(SIGINT, stop)), end_(std::signal(SIGTERM, stop)) {
+  WatchSignals() {
     stop_requested = 0;
+    interrupt_ = std::signal(SIGINT, stop);
+    end_ = std::signal(SIGTERM, stop);
 #if defined(SIGCONT)
     going_on_ = std::signal(SIGCONT, [](int) { went_on = 1; });
 #endif
@@ -103,8 +105,8 @@ class WatchSignals {
     stop_requested = 1;
   }
 
-  Handler interrupt_;
-  Handler end_;
+  Handler interrupt_ = nullptr;
+  Handler end_ = nullptr;
 #if defined(SIGCONT)
   Handler going_on_ = nullptr;
 #endif
@@ -121,12 +123,12 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
   using Clock = std::chrono::steady_clock;
   const detail::WatchSignals watching;
   TrainingRunResult result;
-  std::error_code ignored;
   const auto seconds_of = [](const strata::Archive& archive, const char* key, double& value) {
     if (const auto found = archive.metadata().find(key); found != archive.metadata().end())
       std::from_chars(found->second.data(), found->second.data() + found->second.size(), value);
   };
-  if (options.resume && std::filesystem::exists(options.checkpoint, ignored)) {
+  std::error_code unknown;  // such as a directory that may not be searched: the error is that of reading
+  if (options.resume && (std::filesystem::exists(options.checkpoint, unknown) || unknown)) {
     const strata::Archive archive = strata::io::read_model(options.checkpoint).value();
     if (strata::Status status = trainer.restore(archive); !status)
       strata::raise(status.error().within(options.checkpoint));

@@ -330,6 +330,28 @@ TEST_CASE("fit saves a checkpoint and goes on from it") {
   std::remove(path.c_str());
 }
 
+TEST_CASE("a run without a dense phase does not go on from a checkpoint of other weights") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.dense_epochs = 0;
+  train::FitOptions options;
+  options.checkpoint = "strata_fit_test_start.safetensors";
+  options.resume = true;
+  std::remove(options.checkpoint.c_str());
+  for (const std::uint64_t seed : {1, 1, 2}) {
+    Net network({.width = 24});
+    train::initialise(network, seed);
+    if (seed == 1) {
+      CHECK_NOTHROW(train::fit(network, task, recipe, executor, options));
+    } else {
+      CHECK_THROWS_AS(train::fit(network, task, recipe, executor, options), strata::Error);
+    }
+  }
+  std::remove(options.checkpoint.c_str());
+}
+
 TEST_CASE("a checkpoint of another run is refused and changes nothing") {
   const train::Dataset data = stripes(96);
   Task task(data);

@@ -173,6 +173,10 @@ TEST_CASE("budgets that cannot be met are errors") {
   CHECK_FALSE(train::allocate(layers, {}).ok());
   CHECK_FALSE(train::allocate(layers, {{0.5, 0.5}, {0.4, 0.6}}).ok());
   CHECK_FALSE(train::allocate(layers, {{NAN, 0.5}}).ok());
+  // Of weights that no pass has used nobody knows the FLOPs.
+  for (auto& weight : weights) weight.uses = 0;
+  CHECK(train::allocate(layers, {{0.6, 0.6}}).error().where() == "budgets of FLOPs");
+  CHECK(train::allocate(layers, {{0.6, 1}}).ok());
 }
 
 TEST_CASE("derivatives of the losses agree with finite differences") {

@@ -110,3 +110,50 @@ TEST_CASE("all stages after a switch are normalised for what the switch makes") 
     }
   }
 }
+
+namespace {
+
+/// A normalised layer behind a stage, and one of several matrices beside it.
+template <class Family>
+struct MixedNet {
+  struct Config {
+    template <class V>
+    void visit(V&&) {}
+  };
+  static constexpr std::string_view architecture = "mixed";
+
+  explicit MixedNet(const Config& config)
+      : config_(config),
+        fc({.in_features = width, .out_features = width, .norm = true}),
+        lstm({.in_features = width, .hidden_features = 4}) {}
+
+  [[nodiscard]] const Config& config() const { return config_; }
+  [[nodiscard]] strata::Shape input_shape() const { return {width, 1, 1}; }
+  auto operator()(typename Family::Context& context, const typename Family::Tensor& x) const {
+    context.stage("fc");
+    return fc(context, x);
+  }
+  template <class V>
+  void visit(V&& v) {
+    v("fc", fc, "norm");
+    v("lstm", lstm);
+  }
+
+  Config config_;
+  typename Family::Linear fc;
+  typename Family::Lstm lstm;
+};
+
+}  // namespace
+
+TEST_CASE("networks with layers that have no normalisation get statistics for those that have") {
+  const auto data = noise();
+  train::Classification<float> task(data);
+  MixedNet<train::Training<float>> network({});
+  train::initialise(network, 3);
+  train::set_levels(network, 2);
+  strata::SerialExecutor executor;
+  auto archive = strata::to_archive(network, 2);
+  train::calibrate_transitions(network, task, archive, executor, {.batches = 1, .batch = 64});
+  CHECK(archive.find("norm.transition.1.0.scale") != nullptr);
+}

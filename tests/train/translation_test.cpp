@@ -107,7 +107,8 @@ TEST_CASE("sentence pairs and options that make no task are refused") {
   CHECK_THROWS_AS(train::Translation<float>(good, {.step_multiple = 0}), strata::Error);
   CHECK(train::Translation<float>(good).fingerprint() !=
         train::Translation<float>(good, {.smoothing = 0}).fingerprint());
-  CHECK(train::Translation<float>(good).fingerprint() != train::Translation<float>(copies(2, 3, 9, 2)).fingerprint());
+  const auto other = copies(2, 3, 9, 2);
+  CHECK(train::Translation<float>(good).fingerprint() != train::Translation<float>(other).fingerprint());
 }
 
 TEST_CASE("a translation network learns to copy with two nested levels") {

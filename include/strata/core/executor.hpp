@@ -26,7 +26,8 @@ class TaskRef {
 };
 
 /// Runs tasks 0 .. count-1, each once, in any order, possibly side by side; returns when all are done.
-/// Neither allocates nor throws. Tasks do not throw and do not call `parallel_for` of the same executor.
+/// Neither allocates nor throws. Tasks do not throw and do not call `parallel_for` of the same executor. Sessions that
+/// share one may call it from several threads at once. What tasks wrote is visible to the caller afterwards.
 class Executor {
  public:
   Executor() = default;
@@ -34,7 +35,7 @@ class Executor {
   Executor& operator=(const Executor&) = delete;
   virtual ~Executor() = default;
 
-  /// Threads that work at once, the calling one included; at least 1.
+  /// Threads that work at once, the calling one included; at least 1, and the same as long as a session uses it.
   [[nodiscard]] virtual int threads() const noexcept = 0;
   virtual void parallel_for(index_t count, TaskRef task) noexcept = 0;
 };

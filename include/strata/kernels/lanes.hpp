@@ -10,6 +10,8 @@
 
 #include <xsimd/xsimd.hpp>
 
+static_assert(XSIMD_VERSION_MAJOR == 8, "strata is written for xsimd 8; later versions have other names");
+
 namespace strata::kernels {
 
 namespace detail {

@@ -75,8 +75,8 @@ struct ProfileKey {
   std::string architecture;
   std::uint64_t model = 0;              ///< `Model::fingerprint`
   std::vector<std::int64_t> level_nnz;  ///< weights of every level
-  /// What every level reads of its weights, in bytes: other paths through the layers (`Session::choose_paths`) read
-  /// others and take other times.
+  /// What every level reads of its weights, in bytes: other paths through the layers (`Session::choose_paths`) take
+  /// other times, and all but a few read another number of bytes.
   std::vector<std::int64_t> level_bytes;
   int threads = 1;
   std::int64_t batch = 1;

@@ -288,11 +288,16 @@ void clear_absent(Parameter<Scalar>& weight) {
 }  // namespace detail
 
 /// Whether `allocate` can meet `budgets`: it depends on sizes, floors and uses only. Errors: bad budgets, floors or
-/// unprunable layers that alone exceed a level's budget (names the level).
+/// unprunable layers that alone exceed a level's budget (names the level), bounds on FLOPs for weights of which no
+/// forward pass has noted the uses.
 template <class Scalar>
 [[nodiscard]] Status check_allocation(const std::vector<PrunableLayer<Scalar>>& layers,
                                       const std::vector<LevelBudget>& budgets) {
   if (Status status = check_budgets(budgets); !status) return status;
+  const bool used = std::any_of(layers.begin(), layers.end(), [](const auto& layer) { return layer.weight->uses > 0; });
+  if (!used && std::any_of(budgets.begin(), budgets.end(), [](const LevelBudget& budget) { return budget.flops < 1; }))
+    return Error("budgets of FLOPs", "a network that has run once, which tells how often weights are used",
+                 "one that has not");
   const auto least = detail::least_counts(layers, 0);
   for (std::size_t level = 0; level < budgets.size(); ++level)
     if (Status status = detail::check_least(layers, least, budgets[level], static_cast<int>(level)); !status)

@@ -47,6 +47,8 @@ class Classification {
     if (!(options.smoothing >= 0 && options.smoothing < 1))
       raise(Error("classification.smoothing", "at least 0 and below 1", options.smoothing));
   }
+  explicit Classification(const Dataset&&,
+                          const ClassificationOptions& = {}) = delete;  // it would not outlive the task
 
   /// Training samples.
   [[nodiscard]] index_t size() const noexcept { return data_.size(); }

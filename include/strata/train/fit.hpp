@@ -84,6 +84,7 @@ class Trainer {
       }
     }
     if (!recipe_.levels.empty()) (void)check_allocation(prunable(), recipe_.levels).value();
+    if (recipe_.dense_epochs <= 0) start_ = start_text();
   }
 
   [[nodiscard]] bool done() const noexcept { return phase_ == phases_.size(); }
@@ -270,7 +271,19 @@ class Trainer {
     });
     recipe_.visit(
         [&](const std::string& name, double value) { text += ", " + name + " " + strata::detail::number_text(value); });
-    return text + ", " + task_.fingerprint();
+    text += ", " + task_.fingerprint();
+    return text + start_;
+  }
+
+  /// Tells the weights apart from which a run without a dense phase starts.
+  [[nodiscard]] std::string start_text() {
+    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
+    for (const Parameter<Scalar>* parameter : parameters<Scalar>(network_)) {
+      const auto* const bytes = reinterpret_cast<const unsigned char*>(parameter->value.data());
+      const auto count = static_cast<std::size_t>(parameter->value.size()) * sizeof(Scalar);
+      for (std::size_t i = 0; i < count; ++i) hash = (hash ^ bytes[i]) * 1099511628211U;
+    }
+    return ", start " + std::to_string(hash);
   }
 
   /// A fingerprint's entries, "name number" most of them.
@@ -632,6 +645,7 @@ class Trainer {
   std::vector<std::uint32_t> order_;
   Array teacher_logits_;
   index_t strata_size_ = 0;
+  std::string start_;  ///< of the fingerprint of a run without a dense phase
 };
 
 struct FitOptions {

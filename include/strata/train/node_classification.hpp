@@ -75,6 +75,8 @@ class NodeClassification {
     if (options.steps_per_epoch < 1)
       raise(Error("node classification", "at least 1 step an epoch", std::to_string(options.steps_per_epoch)));
   }
+  explicit NodeClassification(const LabelledGraph&&,
+                              const NodeClassificationOptions& = {}) = delete;  // it would not outlive the task
 
   /// A sample is a pass over the graph: recipes of this task have a batch of 1.
   [[nodiscard]] index_t size() const noexcept { return options_.steps_per_epoch; }

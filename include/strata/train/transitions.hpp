@@ -72,7 +72,10 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
     }
     std::vector<Statistics> all;
     for_each_layer(copy, [&](const std::string&, const std::string& norm_name, auto& layer) {
-      if constexpr (requires { layer.norms(); }) {
+      if constexpr (requires {
+                      layer.norms();
+                      layer.bias();
+                    }) {  // layers without a bias have no norms
         if (layer.norms().size() != levels) return;
         const NormSet<Scalar>& norm = layer.norms()[static_cast<std::size_t>(to.index)];
         const detail::Affine<Scalar> affine(norm.running_mean.size(), &norm, layer.bias());

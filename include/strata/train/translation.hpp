@@ -73,6 +73,8 @@ class Translation {
     if (options.step_multiple < 1)
       raise(Error("translation", "a step multiple of at least 1", std::to_string(options.step_multiple)));
   }
+  explicit Translation(const SentencePairs&&,
+                       const TranslationOptions& = {}) = delete;  // it would not outlive the task
 
   /// Training samples: sentence pairs.
   [[nodiscard]] index_t size() const noexcept { return data_.size(); }
