@@ -84,13 +84,8 @@ class State {
   /// Adds all of `other`. Raises, with nothing added: rounds that are here already, rows of the same name that were
   /// measured with other settings.
   void merge(const State& other) {
-    for (const auto& [ours, theirs] : {std::pair(&done_, &other.done_), std::pair(&other.done_, &done_)})
-      for (const std::string& round : *theirs) {
-        // The name of a round of all policies is the beginning of those of its parts.
-        const auto same = ours->lower_bound(round);
-        if (same != ours->end() && (*same == round || same->starts_with(round + "|")))
-          strata::raise(strata::Error("state", "rounds that are not there yet", round));
-      }
+    for (const auto* round : {first_of(done_, other.done_), first_of(other.done_, done_)})
+      if (round != nullptr) strata::raise(strata::Error("state", "rounds that are not there yet", *round));
     State checked;
     checked.info_ = info_;
     for (const auto& [name, settings] : other.info_.items()) {
@@ -105,9 +100,11 @@ class State {
     done_.insert(other.done_.begin(), other.done_.end());
     for (const auto& [name, settings] : other.info_.items()) {
       constexpr const char* left_out = "rounds_not_counted";
-      const int left = info_[name].value(left_out, 0) + settings.value(left_out, 0);
-      info_[name].update(settings);
-      if (left > 0) info_[name][left_out] = left;
+      nlohmann::json& known = info_[name];
+      if (known.is_null()) known = nlohmann::json::object();
+      const int left = known.value(left_out, 0) + settings.value(left_out, 0);
+      known.update(settings);
+      if (left > 0) known[left_out] = left;
     }
   }
 
@@ -121,6 +118,17 @@ class State {
  private:
   [[nodiscard]] static std::string part(const std::string& round, const std::string& policy, double deadline) {
     return Cell{round, "", "", "", deadline, policy}.key();
+  }
+
+  /// One of `rounds` that `parts` has too, as it is or in part: the name of a round of all policies is the beginning of
+  /// those of its parts. Null: none.
+  [[nodiscard]] static const std::string* first_of(const std::set<std::string>& parts,
+                                                   const std::set<std::string>& rounds) {
+    for (const std::string& round : rounds) {
+      const auto next = parts.lower_bound(round);
+      if (next != parts.end() && (*next == round || next->starts_with(round + "|"))) return &round;
+    }
+    return nullptr;
   }
 
   std::map<std::string, std::pair<Cell, Tally>> cells_;
