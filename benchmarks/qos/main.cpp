@@ -150,6 +150,8 @@ void with_server(const Options& options, const strata::SessionOptions& session, 
       resnet::randomise(network, options.seed);
       resnet::count_uses(network);
       resnet::mask_randomly(network, budgets, true);
+      if (const auto directory = std::filesystem::path(options.model).parent_path(); !directory.empty())
+        std::filesystem::create_directories(directory);
       (void)strata::io::write_model(strata::to_archive(network, static_cast<int>(budgets.size())), options.model)
           .value();
     }
