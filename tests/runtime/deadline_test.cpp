@@ -43,14 +43,14 @@ std::vector<int> levels_of(std::span<const Level> path) {
 /// 1x1 convolutions of which two write over their residual where they may, and a large one at the end, for which there
 /// is one gap only if they lie where they lay when the arena was filled.
 template <class Family>
-struct ResidualNet {
+struct InPlaceNet {
   struct Config {
     template <class V>
     void visit(V&&) {}
   };
-  static constexpr std::string_view architecture = "residual";
+  static constexpr std::string_view architecture = "in place";
 
-  explicit ResidualNet(const Config&) {
+  explicit InPlaceNet(const Config&) {
     for (const auto& [in, out] : sizes) convs.emplace_back(conv(in, out));
   }
   static strata::Conv2dOptions conv(strata::index_t in, strata::index_t out) {
@@ -76,17 +76,17 @@ struct ResidualNet {
   std::vector<typename Family::Conv2d> convs;
 };
 
-using ResidualModel = strata::Model<ResidualNet>;
+using InPlaceModel = strata::Model<InPlaceNet>;
 
-strata::Archive residual_archive(int levels) {
+strata::Archive in_place_archive(int levels) {
   strata::Archive archive;
   archive.set_levels(levels);
-  archive.metadata()["architecture"] = "residual";
+  archive.metadata()["architecture"] = "in place";
   strata::ParameterSink sink(archive);
   std::mt19937 random(3);
   std::uniform_real_distribution<float> uniform(-1, 1);
-  for (std::size_t i = 0; i < std::size(ResidualNet<strata::Inference<>>::sizes); ++i) {
-    const auto [in, out] = ResidualNet<strata::Inference<>>::sizes[i];
+  for (std::size_t i = 0; i < std::size(InPlaceNet<strata::Inference<>>::sizes); ++i) {
+    const auto [in, out] = InPlaceNet<strata::Inference<>>::sizes[i];
     std::vector<float> weights(static_cast<std::size_t>(in * out));
     std::vector<std::uint8_t> strata(weights.size());
     for (std::size_t w = 0; w < weights.size(); ++w) {
@@ -302,7 +302,7 @@ TEST_CASE("runs by a deadline allocate nothing, whatever their path") {
 
 TEST_CASE("what a layer takes from the arena does not depend on its level, so that every path fits") {
   for (const int levels : {2, 3}) {
-    strata::Session<ResidualModel> session(ResidualModel::from_archive(residual_archive(levels)).value());
+    strata::Session<InPlaceModel> session(InPlaceModel::from_archive(in_place_archive(levels)).value());
     session.set_profile(strata::profile(session, {.runs = 1, .warm_up = 0}));
     const std::vector<float> picture(8 * 16 * 16, 0.5F);
     for (int path = 0; path < levels * levels * levels; ++path) {
