@@ -340,7 +340,7 @@ TEST_CASE("a run without a dense phase does not go on from a checkpoint of other
   options.checkpoint = "strata_fit_test_start.safetensors";
   options.resume = true;
   std::remove(options.checkpoint.c_str());
-  for (const std::uint64_t seed : {1, 1, 2}) {
+  for (const unsigned seed : {1U, 1U, 2U}) {
     Net network({.width = 24});
     train::initialise(network, seed);
     if (seed == 1) {
