@@ -101,6 +101,18 @@ struct Options {
     return chosen(qos::policy_names(), policies, "--policies");
   }
   /// The kinds of interference asked for, over as many cores as the server has.
+  /// What rows that add up have to have in common of the router's options.
+  [[nodiscard]] nlohmann::json router_settings() const {
+    return {{"confidence", confidence},
+            {"margin", margin},
+            {"reserve_ms", reserve_ms},
+            {"guard_ms", guard_ms},
+            {"guard_share", guard_share},
+            {"patience_ms", patience_ms},
+            {"patience_reserve_ms", patience_reserve_ms},
+            {"calm", calm},
+            {"estimator", estimator}};
+  }
   [[nodiscard]] std::vector<qos::Interference> interferences(int count) const {
     return chosen(qos::interferences(count), kinds, "--interference");
   }
@@ -202,16 +214,8 @@ void simulate(const Options& options) {
       {"requests", options.requests},
       {"load", options.load},
       {"seed", options.seed},
-      {"confidence", options.confidence},
-      {"margin", options.margin},
-      {"reserve_ms", options.reserve_ms},
-      {"guard_ms", options.guard_ms},
-      {"guard_share", options.guard_share},
-      {"patience_ms", options.patience_ms},
-      {"patience_reserve_ms", options.patience_reserve_ms},
-      {"calm", options.calm},
-      {"estimator", options.estimator},
       {"full_median_ms", recording.profile().whole(Level{recording.levels() - 1}).median() / 1e6}};
+  state.set_settings(recording.network + " simulation", options.router_settings());
   if (!options.out.empty()) state.write(options.out);
   std::printf("%s", qos::text_table(state.rows()).c_str());
 }
@@ -290,19 +294,11 @@ void run(const Options& options) {
                               {"cores", options.cores},
                               {"real_time_priority", options.real_time},
                               {"load", options.load},
-                              {"confidence", options.confidence},
-                              {"margin", options.margin},
-                              {"reserve_ms", options.reserve_ms},
-                              {"guard_ms", options.guard_ms},
-                              {"guard_share", options.guard_share},
-                              {"patience_ms", options.patience_ms},
-                              {"patience_reserve_ms", options.patience_reserve_ms},
-                              {"calm", options.calm},
                               {"quiet", options.quiet},
                               {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
                               {"profile_pause_ms", static_cast<double>(profiling.pause.count()) / 1e6},
-                              {"estimator", options.estimator},
                               {"instruction_set", profile.key.instruction_set}});
+    state.set_settings(rows, options.router_settings());
     if (!state.info()[rows].contains("controller")) {
       const auto cost = server.router_cost(100, Duration(static_cast<std::int64_t>(1.5 * median)));
       const double decision = qos::decision_cost(profile);

@@ -271,8 +271,7 @@ class Trainer {
     });
     recipe_.visit(
         [&](const std::string& name, double value) { text += ", " + name + " " + strata::detail::number_text(value); });
-    text += ", " + task_.fingerprint();
-    return text + start_;
+    return text + ", " + task_.fingerprint() + start_;
   }
 
   /// Tells the weights apart from which a run without a dense phase starts.
