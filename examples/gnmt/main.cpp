@@ -74,6 +74,7 @@ struct TrainOptions {
   double smoothing = 0.1;
   double clip = 5;
   double distillation = 0.5;
+  bool one_cosine = false;
   std::vector<double> level_dropout;
   int paths = 0;
   std::uint64_t seed = 1;
@@ -107,7 +108,7 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.temperature = 1;
   recipe.random_paths = options.paths;
   recipe.recalibration_batches = 0;  // nothing is normalised by batches
-  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, 0.6);
+  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.6);
   const double sparse = options.epochs - dense;
   recipe.dense_epochs = options.epochs;
   recipe.warm_up_epochs = dense / 24;
@@ -133,6 +134,7 @@ train::Recipe recipe_for(const TrainOptions& options) {
       if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
     }
   }
+  if (options.one_cosine) examples::use_one_cosine(recipe, options.epochs, dense);
   recipe.floor = 0.02;
   return recipe;
 }
@@ -451,7 +453,7 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
       ->check(CLI::Range(0.001, 10000.0))
       ->capture_default_str();
   app.add_option("--dense-epochs", options.dense_epochs,
-                 "of them on the dense model that the sparse arms start from; 0: 60 %")
+                 "of them on the dense model that the sparse arms start from; 0: 60 %, with --one-cosine 20 %")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", options.batch, "sentence pairs a step")->check(CLI::Range(1, 65536))->capture_default_str();
@@ -466,6 +468,7 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
   app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
   app.add_option("--paths", options.paths, "random paths a step that drop a level on the way, beside the plain levels")
       ->check(CLI::Range(0, 16))

@@ -47,6 +47,7 @@ struct Options {
   double rate = 1e-3;
   double decay = 0.01;
   double distillation = 0.5;
+  bool one_cosine = false;
   std::vector<double> level_dropout;
   std::uint64_t seed = 1;
   bool bfloat16 = false;
@@ -133,7 +134,7 @@ train::Recipe recipe_for(const Options& options) {
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.rate;
   recipe.tune_rate = options.rate / 3;
-  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, 0.45);
+  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.45);
   const double sparse = options.epochs - dense;
   recipe.warm_up_epochs = dense / 18;
   recipe.distillation = options.distillation;
@@ -158,6 +159,7 @@ train::Recipe recipe_for(const Options& options) {
     recipe.levels = {budgets[level]};
     if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
   }
+  if (options.one_cosine) examples::use_one_cosine(recipe, options.epochs, dense);
   // Layers that one ranking over all weights would starve: those that see the coordinates alone, and the classifier.
   recipe.floor = 0.02;
   recipe.floors = {{"fc3.weight", 0.3}};
@@ -287,7 +289,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.01, 10000.0))
       ->capture_default_str();
   app.add_option("--dense-epochs", options.dense_epochs,
-                 "of them on the dense model that the sparse arms start from; 0: 45 %")
+                 "of them on the dense model that the sparse arms start from; 0: 45 %, with --one-cosine 20 %")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--batch", options.batch, "clouds a step")->check(CLI::Range(1, 4096))->capture_default_str();
@@ -296,6 +298,7 @@ int main(int argc, char** argv) {
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
   app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
   app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
   app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);

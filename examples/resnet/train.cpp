@@ -50,6 +50,7 @@ struct Options {
   index_t hole = 0;
   index_t level_hole = -1;  ///< below 0: `hole`
   double distillation = 0.8;
+  bool one_cosine = false;
   double temperature = 3;
   int paths = 1;
   double floor = 0.02;
@@ -159,6 +160,7 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
     recipe.prune_epochs *= factor;
     recipe.fixed_epochs = recipe.fixed_epochs * factor + recipe.tune_epochs * (1 + paths + teacher) / (1 + teacher);
   }
+  if (options.one_cosine) examples::use_one_cosine(recipe, e, e / 5);
   return recipe;
 }
 
@@ -341,6 +343,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.01, 10000.0))
       ->capture_default_str();
   app.add_option("--rate", options.rate, "learning rate of the dense phase")->capture_default_str();
+  app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
   app.add_option("--sparse-rate", options.sparse_rate, "learning rate of the levels")->capture_default_str();
   app.add_option("--decay", options.decay, "weight decay")->capture_default_str();
   app.add_option("--smoothing", options.smoothing, "of labels")->check(CLI::Range(0.0, 0.99))->capture_default_str();

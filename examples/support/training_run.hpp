@@ -37,6 +37,26 @@ inline constexpr const char* bfloat16_help =
   return given > 0 ? given : share * epochs;
 }
 
+/// Help of the option for `use_one_cosine`.
+inline constexpr const char* one_cosine_help =
+    "joint and single: the rate falls along one cosine over all phases, as in the dense arm, a fifth of the epochs is "
+    "dense, and --distillation is from the step's top level, not from the dense model, whose training is not finished";
+
+/// Gives the phases of a joint or single `recipe` one cosine over all `epochs`: `dense` are dense, of the others three
+/// eighths are for pruning, an eighth for the top level if there are more, and what is left for fixed masks.
+/// Distillation becomes one from the top level. Raises: the bottom-up arm.
+inline void use_one_cosine(strata::train::Recipe& recipe, double epochs, double dense) {
+  if (recipe.arm != strata::train::Arm::joint)
+    strata::raise(strata::Error("--one-cosine", "--arm joint or single", "--arm bottom-up"));
+  const double sparse = epochs - dense;
+  recipe.one_cosine = true;
+  recipe.in_place_distillation = std::exchange(recipe.distillation, 0);
+  recipe.dense_epochs = dense;
+  recipe.prune_epochs = sparse * 3 / 8;
+  recipe.tune_epochs = recipe.levels.size() > 1 ? sparse / 8 : 0;
+  recipe.fixed_epochs = sparse - recipe.prune_epochs - recipe.tune_epochs;
+}
+
 struct TrainingRunOptions {
   std::string checkpoint;           ///< file; its directory exists
   bool resume = false;              ///< go on from the checkpoint if it is there

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <random>
@@ -55,6 +56,30 @@ std::string temporary() {
 }
 
 }  // namespace
+
+TEST_CASE("one cosine leaves the epochs in all as they were asked for, and the bottom-up arm alone") {
+  strata::train::Recipe recipe;
+  recipe.distillation = 0.75;
+  for (const std::size_t levels : {1U, 2U}) {
+    recipe.levels.assign(levels, {0.5, 0.5});
+    recipe.distillation = 0.75;
+    examples::use_one_cosine(recipe, 40, 8);
+    CHECK(recipe.one_cosine);
+    CHECK(recipe.epochs() == 40);
+    CHECK(recipe.dense_epochs == 8);
+    CHECK(recipe.prune_epochs == 12);
+    CHECK(recipe.tune_epochs == (levels == 1 ? 0 : 4));
+    CHECK(recipe.distillation == 0);
+    CHECK(recipe.in_place_distillation == 0.75);
+  }
+  recipe.arm = strata::train::Arm::freeze_and_grow;
+  try {
+    examples::use_one_cosine(recipe, 40, 8);
+    FAIL("no error");
+  } catch (const strata::Error& error) {
+    CHECK(error.where() == "--one-cosine");
+  }
+}
 
 TEST_CASE("time for which a training run was suspended does not count") {
   const train::Dataset data = noise(64);

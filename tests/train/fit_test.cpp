@@ -557,6 +557,65 @@ TEST_CASE("a run goes on from another run's dense model to the bits that it reac
   }
 }
 
+TEST_CASE("with one cosine every phase's rates go on where those of the phase before ended") {
+  for (const auto arm : {train::Arm::joint, train::Arm::freeze_and_grow}) {
+    train::Recipe recipe = small_recipe(arm);
+    recipe.dense_rate = 0.3;
+    recipe.warm_up_epochs = 0.5;
+    recipe.one_cosine = true;
+    const auto phases = train::phases_of(recipe, 10);
+    REQUIRE(phases.size() > 3);
+    std::int64_t steps = 0;
+    for (const train::Phase& phase : phases) steps += phase.steps;
+    const train::Schedule whole{.rate = 0.3, .warm_up = 5, .steps = steps};
+    std::int64_t at = 0;
+    for (const train::Phase& phase : phases)
+      for (std::int64_t step = 0; step < phase.steps; ++step) CHECK(phase.schedule(step) == whole(at++));
+    CHECK(whole(steps - 1) < 0.3 / 100);
+  }
+}
+
+TEST_CASE("a dense model that was made for one cosine over other epochs is another one") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.one_cosine = true;
+  Net first({.width = 24});
+  Trainer joint(first, task, recipe, executor);
+  while (joint.dense() == nullptr) joint.step();
+  const strata::Archive saved = joint.state();
+  Net network({.width = 24});
+  recipe.prune_epochs += recipe.tune_epochs;
+  recipe.tune_epochs = 0;
+  Trainer same(network, task, recipe, executor);
+  CHECK(same.start_from_dense(saved).ok());
+  recipe.fixed_epochs = 2;
+  Trainer longer(network, task, recipe, executor);
+  CHECK_FALSE(longer.start_from_dense(saved).ok());
+}
+
+TEST_CASE("the bottom level learns from the top level of the same step") {
+  const train::Dataset data = stripes(640);
+  Task task(data);
+  strata::ThreadPool pool(2);
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.dense_epochs = recipe.prune_epochs = recipe.fixed_epochs = 6;
+  recipe.distillation = 0;
+  std::vector<std::vector<float>> ends;
+  // All of the loss but the top level's: what the bottom level knows of the labels comes through that.
+  for (const double share : {0.0, 1.0}) {
+    recipe.in_place_distillation = share;
+    Net network({.width = 24});
+    train::initialise(network, 3);
+    train::fit(network, task, recipe, pool);
+    train::Context<float> context(pool);
+    CHECK(train::accuracy(network, context, data, Level{0}) > 0.85);
+    ends.push_back(bits_of(network));
+  }
+  CHECK(ends[0] != ends[1]);
+}
+
 TEST_CASE("levels may train on pictures that are varied in another way than those of the dense model") {
   const train::Dataset data = stripes(96);
   const train::Variation dense{.shift = 1, .hole = 4};
@@ -762,6 +821,7 @@ TEST_CASE("recipes that cannot work are refused before any work") {
   CHECK(with([](auto& r) { r.dense_epochs = 1e300; }) == "recipe.dense_epochs");
   CHECK(with([](auto& r) { r.levels.assign(17, {0.5, 0.5}); }) == "budgets");
   CHECK(with([](auto& r) { r.distillation = 1.5; }) == "recipe.distillation");
+  CHECK(with([](auto& r) { r.in_place_distillation = 1.5; }) == "recipe.in_place_distillation");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5}; }) == "recipe.dropout_factors");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5, 1.5}; }) == "recipe.dropout_factors");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5, NAN}; }) == "recipe.dropout_factors.1");

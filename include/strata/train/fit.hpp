@@ -543,14 +543,21 @@ class Trainer {
     context_.keep_norms_below = phase.kind == Phase::Kind::tune ? phase.level : 0;
     context_.dropout_factors.clear();
     if (phase.kind != Phase::Kind::dense) context_.dropout_factors = recipe_.dropout_factors;
+    const double weight = 1.0 / static_cast<double>(paths.size());
+    const bool in_place = recipe_.in_place_distillation > 0 && paths.size() > 1;
     double sum = 0;
-    for (const Path& path : paths) {
-      context_.drop_at_stage = path.drop_at;
-      context_.drop_to = path.to;
-      context_.begin(path.from);
+    for (std::size_t p = 0; p < paths.size(); ++p) {
+      context_.drop_at_stage = paths[p].drop_at;
+      context_.drop_to = paths[p].to;
+      context_.begin(paths[p].from);
       const auto output = task_.run(network_, context_);
-      sum += task_.loss(output, teacher, recipe_.distillation, recipe_.temperature,
-                        1.0 / static_cast<double>(paths.size()));
+      if (in_place && p > 0) {
+        sum += task_.loss(output, {top_logits_.data(), static_cast<std::size_t>(top_logits_.size())},
+                          recipe_.in_place_distillation, recipe_.temperature, weight);
+      } else {
+        if (in_place) top_logits_ = output.value();
+        sum += task_.loss(output, teacher, recipe_.distillation, recipe_.temperature, weight);
+      }
       context_.backward();
     }
     context_.drop_at_stage = -1;
@@ -643,6 +650,7 @@ class Trainer {
   std::int64_t epoch_ = -1;
   std::vector<std::uint32_t> order_;
   Array teacher_logits_;
+  Array top_logits_;  ///< of this step's path at the top level, for in-place distillation
   index_t strata_size_ = 0;
   std::string start_;  ///< of the fingerprint of a run without a dense phase
 };

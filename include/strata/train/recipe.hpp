@@ -41,6 +41,9 @@ struct Recipe {
   double dense_epochs = 8;
   double dense_rate = 0.1;
   double warm_up_epochs = 1;  ///< of the dense phase
+  /// Rates of all phases lie on one cosine from `dense_rate` to 0 instead of one cosine each; `sparse_rate` and
+  /// `tune_rate` are not used. The dense model is not trained to its end then, and makes a poor teacher.
+  bool one_cosine = false;
 
   double sparse_rate = 0.05;    ///< while pruning, and at the start of training on fixed masks
   double prune_epochs = 3;      ///< joint: gradual pruning; freeze_and_grow: ADMM, shared out between the levels
@@ -54,7 +57,10 @@ struct Recipe {
   /// moves away from the levels below, and a switch to one of those costs accuracy.
   int tune_paths = 0;
   double distillation = 0.5;  ///< share of distillation from the dense model in the loss of levels, in [0, 1]
-  double temperature = 2;     ///< of distillation
+  /// Share of distillation from the step's path at the top level in the loss of its other paths, in [0, 1]; 0: those
+  /// learn from what the top level learns from (in-place distillation: arXiv 1903.05134).
+  double in_place_distillation = 0;
+  double temperature = 2;  ///< of distillation
   /// What the layers' dropout rates are multiplied with while a level trains, by level, in [0, 1]; empty: 1. A sparse
   /// level fits its data less closely than the dense model for which a rate was chosen.
   std::vector<double> dropout_factors = {};
@@ -73,6 +79,11 @@ struct Recipe {
 
   index_t recalibration_batches = 20;  ///< for batch-norm statistics per level at the end; 0: keep the running ones
 
+  /// Of all phases.
+  [[nodiscard]] double epochs() const noexcept {
+    return levels.empty() ? dense_epochs : dense_epochs + prune_epochs + fixed_epochs + tune_epochs;
+  }
+
   /// Calls `f(name, number)` for every number of the recipe.
   template <class F>
   void visit(F&& f) const {
@@ -83,6 +94,7 @@ struct Recipe {
     f("dense_epochs", dense_epochs);
     f("dense_rate", dense_rate);
     f("warm_up_epochs", warm_up_epochs);
+    if (one_cosine) f("one_cosine", epochs());  // concerns the dense phase, which depends on how many follow
     f("sparse_rate", sparse_rate);
     f("prune_epochs", prune_epochs);
     f("fixed_epochs", fixed_epochs);
@@ -92,6 +104,7 @@ struct Recipe {
     f("random_paths", random_paths);
     if (tune_paths != 0) f("tune_paths", tune_paths);  // only then, so that older checkpoints stay valid
     f("distillation", distillation);
+    if (in_place_distillation != 0) f("in_place_distillation", in_place_distillation);
     f("temperature", temperature);
     f("penalty", penalty);
     for (std::size_t level = 0; level < dropout_factors.size(); ++level)
@@ -114,9 +127,9 @@ struct Recipe {
   /// `name`; tasks begin such names with "level_".
   [[nodiscard]] static bool concerns_levels_only(std::string_view name) {
     constexpr std::string_view names[] = {
-        "arm",       "sparse_rate",  "prune_epochs",    "fixed_epochs",         "tune_epochs",
-        "tune_rate", "floor",        "masks_per_epoch", "random_paths",         "tune_paths",
-        "penalty",   "distillation", "temperature",     "recalibration_batches"};
+        "arm",       "sparse_rate",  "prune_epochs",    "fixed_epochs",          "tune_epochs",
+        "tune_rate", "floor",        "masks_per_epoch", "random_paths",          "tune_paths",
+        "penalty",   "distillation", "temperature",     "recalibration_batches", "in_place_distillation"};
     return name.starts_with("floors.") || name.starts_with("levels.") || name.starts_with("dropout_factors.") ||
            name.starts_with("level_") || std::find(std::begin(names), std::end(names), name) != std::end(names);
   }
@@ -134,6 +147,8 @@ struct Recipe {
     if (batch < 1) return Error("recipe.batch", "at least 1", std::to_string(batch));
     if (masks_per_epoch < 1) return Error("recipe.masks_per_epoch", "at least 1", std::to_string(masks_per_epoch));
     if (distillation > 1) return Error("recipe.distillation", "0 to 1", std::to_string(distillation));
+    if (in_place_distillation > 1)
+      return Error("recipe.in_place_distillation", "0 to 1", std::to_string(in_place_distillation));
     if (momentum >= 1) return Error("recipe.momentum", "below 1", std::to_string(momentum));
     if (!(temperature > 0)) return Error("recipe.temperature", "above 0", std::to_string(temperature));
     if (floor > 1) return Error("recipe.floor", "0 to 1", std::to_string(floor));
@@ -189,8 +204,8 @@ struct Phase {
     if (schedule.steps > 0) phases.push_back({kind, level, schedule.steps, schedule});
   };
   using Shape = Schedule::Shape;
-  add(Phase::Kind::dense, 0, recipe.dense_epochs,
-      {.rate = recipe.dense_rate, .warm_up = steps(std::min(recipe.warm_up_epochs, recipe.dense_epochs))});
+  const std::int64_t warm_up = steps(std::min(recipe.warm_up_epochs, recipe.dense_epochs));
+  add(Phase::Kind::dense, 0, recipe.dense_epochs, {.rate = recipe.dense_rate, .warm_up = warm_up});
   const auto count = static_cast<int>(recipe.levels.size());
   if (count == 0) return phases;
   const Schedule constant{.shape = Shape::constant, .rate = recipe.sparse_rate};
@@ -205,6 +220,14 @@ struct Phase {
       add(Phase::Kind::admm, level, std::max(recipe.prune_epochs / count, 1.0 / static_cast<double>(steps_per_epoch)),
           constant);
       add(Phase::Kind::retrain, level, recipe.fixed_epochs / count, falling);
+    }
+  }
+  if (recipe.one_cosine) {
+    Schedule whole{.rate = recipe.dense_rate, .warm_up = warm_up, .steps = 0};
+    for (const Phase& phase : phases) whole.steps += phase.steps;
+    for (Phase& phase : phases) {
+      phase.schedule = whole;
+      whole.first += phase.steps;
     }
   }
   return phases;
