@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -25,11 +27,12 @@ namespace qos {
 /// Tallies by cell, the rounds that are in them, and what was measured once for each network.
 class State {
  public:
-  /// What `path` holds; empty if there is no such file. Raises: a file that is no state.
+  /// What `path` holds; empty if there is no such file. Raises: a file that is no state or cannot be read.
   static State read(const std::string& path) {
     State state;
     std::ifstream stream(path, std::ios::binary);
-    if (!stream) return state;
+    if (std::error_code unknown; !stream && !std::filesystem::exists(path, unknown) && !unknown) return state;
+    if (!stream) strata::raise(strata::Error(path, "a readable file", "none"));
     std::stringstream text;
     text << stream.rdbuf();
     try {

@@ -204,9 +204,10 @@ inline nlohmann::json row_of(const Cell& cell, const Tally& tally) {
   row["stage_share_by_level"] = std::move(shares);
   row["rerouted_share"] =
       tally.requests == 0 ? 0 : static_cast<double>(tally.rerouted) / static_cast<double>(tally.requests);
-  row["accuracy"] = tally.pictures > 0 ? nlohmann::json(tally.correct / tally.pictures) : nlohmann::json(nullptr);
-  row["accuracy_in_time"] =
-      tally.pictures > 0 ? nlohmann::json(tally.correct_in_time / tally.pictures) : nlohmann::json(nullptr);
+  // A recording does not know the accuracy of all paths: that of some requests would not be the accuracy of all.
+  const bool known = tally.pictures > 0 && tally.pictures >= static_cast<double>(tally.requests);
+  row["accuracy"] = known ? nlohmann::json(tally.correct / tally.pictures) : nlohmann::json(nullptr);
+  row["accuracy_in_time"] = known ? nlohmann::json(tally.correct_in_time / tally.pictures) : nlohmann::json(nullptr);
   return row;
 }
 

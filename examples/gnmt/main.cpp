@@ -111,15 +111,19 @@ train::Recipe recipe_for(const TrainOptions& options) {
   const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.6);
   const double sparse = options.epochs - dense;
   recipe.dense_epochs = options.epochs;
-  recipe.warm_up_epochs = dense / 24;
+  recipe.warm_up_epochs = options.epochs / 40;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
-  if (options.arm == "dense") return recipe;
+  if (options.arm == "dense") {
+    if (!options.level_dropout.empty())
+      strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
+    return recipe;
+  }
   recipe.levels = budgets;
   recipe.dropout_factors = examples::dropout_factors(options.level_dropout, options.network.dropout, budgets.size());
   recipe.dense_epochs = dense;
   recipe.prune_epochs = 0.25 * sparse;
-  if (options.arm == "joint") {
+  if (options.arm == "joint" && budgets.size() > 1) {
     recipe.tune_epochs = 0.125 * sparse;
     recipe.fixed_epochs = 0.625 * sparse;
   } else {
@@ -273,6 +277,8 @@ class Report {
 int run_train(TrainOptions options, const std::string& command) {
   if (options.single_level && options.arm != "single")
     strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
+  const train::Recipe recipe = recipe_for(options);
+  examples::check_report(options.report);
   gnmt::ParallelText text =
       std::move(gnmt::read_parallel(options.data.directory, "train", options.data.source, options.data.target)).value();
   if (options.limit > 0 && options.limit < static_cast<index_t>(text.source.size())) {
@@ -289,7 +295,6 @@ int run_train(TrainOptions options, const std::string& command) {
   options.network.source_words = words.source.size();
   options.network.target_words = words.target.size();
   std::filesystem::create_directories(options.out);
-  const train::Recipe recipe = recipe_for(options);
   train::Translation<float> task(learnt.pairs, {.smoothing = options.smoothing});
   TrainingNet network(options.network);
   gnmt::initialise(network, options.seed);

@@ -136,14 +136,18 @@ train::Recipe recipe_for(const Options& options) {
   recipe.tune_rate = options.rate / 3;
   const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.45);
   const double sparse = options.epochs - dense;
-  recipe.warm_up_epochs = dense / 18;
+  recipe.warm_up_epochs = options.epochs / 40;
   recipe.distillation = options.distillation;
   recipe.temperature = 3;
   recipe.random_paths = 0;
   recipe.dense_epochs = options.epochs;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(examples::paper_levels);
-  if (options.arm == "dense") return recipe;
+  if (options.arm == "dense") {
+    if (!options.level_dropout.empty())
+      strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
+    return recipe;
+  }
   recipe.levels = budgets;
   recipe.dropout_factors = examples::dropout_factors(options.level_dropout, Config().dropout, budgets.size());
   recipe.dense_epochs = dense;
@@ -191,10 +195,11 @@ void write_text(const std::string& path, const std::string& text) {
 int run(const Options& options, const std::string& command) {
   if (options.single_level && options.arm != "single")
     strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
+  const train::Recipe recipe = recipe_for(options);
+  examples::check_report(options.report);
   const Parts parts = read_parts(options);
   const Config config = config_for(options, parts.train);
   std::filesystem::create_directories(options.out);
-  const train::Recipe recipe = recipe_for(options);
   pointnet2::TaskOptions task_options;
   task_options.smoothing = 0.1;
   task_options.least_batch = std::min<index_t>(task_options.least_batch, options.batch);
@@ -259,9 +264,9 @@ int run(const Options& options, const std::string& command) {
           count.flop_share(), options.epochs, trained.seconds);
     }
   }
-  if (!options.report.empty()) write_text(options.report, rows.dump(2) + "\n");
   std::printf("%s\n%.0f seconds of training; accuracy on %lld clouds (%s). Model: %s\n", table.text().c_str(),
               trained.seconds, static_cast<long long>(parts.judge.size()), options.judge.c_str(), model_path.c_str());
+  if (!options.report.empty()) write_text(options.report, rows.dump(2) + "\n");
   return 0;
 }
 

@@ -146,7 +146,7 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   recipe.prune_epochs = e / 10;
   recipe.fixed_epochs = e * 3 / 10;
   recipe.tune_epochs = e / 10;
-  if (options.arm == "single") {  // one level has no top to tune
+  if (budgets.size() == 1) {  // no top level to tune
     recipe.fixed_epochs += recipe.tune_epochs;
     recipe.tune_epochs = 0;
   }
@@ -270,14 +270,23 @@ int run(const Options& options) {
   if (options.level >= static_cast<int>(budgets.size()))
     strata::raise(
         strata::Error("--level", "a level below " + std::to_string(budgets.size()), std::to_string(options.level)));
+  if (options.switches && options.arm != "joint" && options.arm != "bottom-up")
+    strata::raise(strata::Error("--switches", "an arm with levels to switch between", "--arm " + options.arm));
+  examples::check_report(options.report);
   const examples::NamedSplit data = read_data(options);
   std::filesystem::create_directories(options.out);
 
   std::vector<Row> rows;
   if (options.arm == "single") {
+    const auto start = std::chrono::steady_clock::now();
     for (int level = static_cast<int>(budgets.size()) - 1; level >= 0; --level) {
       if (options.level >= 0 && level != options.level) continue;
-      const auto found = run_recipe(options, data, {budgets[static_cast<std::size_t>(level)]},
+      Options of_level = options;
+      if (options.stop_after > 0) {
+        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+        of_level.stop_after = std::max(options.stop_after - taken.count(), 1e-3);
+      }
+      const auto found = run_recipe(of_level, data, {budgets[static_cast<std::size_t>(level)]},
                                     "single-" + std::to_string(level), level);
       if (found.empty()) return examples::unfinished;
       rows.insert(rows.end(), found.begin() + 1, found.end());  // without the dense model on the way there
@@ -343,8 +352,10 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.01, 10000.0))
       ->capture_default_str();
   app.add_option("--rate", options.rate, "learning rate of the dense phase")->capture_default_str();
-  app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
-  app.add_option("--sparse-rate", options.sparse_rate, "learning rate of the levels")->capture_default_str();
+  auto* const one_cosine = app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
+  app.add_option("--sparse-rate", options.sparse_rate, "learning rate of the levels")
+      ->excludes(one_cosine)
+      ->capture_default_str();
   app.add_option("--decay", options.decay, "weight decay")->capture_default_str();
   app.add_option("--smoothing", options.smoothing, "of labels")->check(CLI::Range(0.0, 0.99))->capture_default_str();
   app.add_option("--hole", options.hole, "side of a square that is blanked in every training picture, in pixels")

@@ -9,10 +9,11 @@
 namespace examples {
 
 /// The command line for a report: without what does not change the result (where files are, threads, what this sitting
-/// does), and with DIR for the directory of the data.
+/// does), and with DIR for the directory of the data. A dense model that was taken from a dense arm has recalibrated
+/// statistics, so that --dense-from stays, with FILE for the checkpoint.
 [[nodiscard]] inline std::string command_of(const std::string& program, int argc, char** argv) {
-  static constexpr std::string_view left_out[] = {"--stop-after", "--checkpoint-seconds", "--out",
-                                                  "--report",     "--dense-from",         "--threads"};
+  static constexpr std::string_view left_out[] = {"--stop-after", "--checkpoint-seconds", "--out", "--report",
+                                                  "--threads"};
   std::string command = program;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
@@ -23,8 +24,8 @@ namespace examples {
       if (has_next) ++i;
       continue;
     }
-    if (option == "--data") {
-      command += " --data DIR";
+    if (option == "--data" || option == "--dense-from") {
+      command += option == "--data" ? " --data DIR" : " --dense-from FILE";
       if (has_next) ++i;
       continue;
     }

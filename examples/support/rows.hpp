@@ -23,15 +23,16 @@
 
 namespace examples {
 
-/// What the rows of one experiment have in common, and what tells them apart: network, data, arm, seed, level. A row
-/// takes the place of an older one with the same.
+/// Whether two rows are of one model: of the same network, data, arm, seed and level.
+[[nodiscard]] inline bool same_model(const nlohmann::json& a, const nlohmann::json& b) {
+  for (const char* key : {"network", "data", "arm", "seed", "level"})
+    if (a.at(key) != b.at(key)) return false;
+  return true;
+}
+
+/// Adds a row, which takes the place of an older one of the same model.
 inline void add_row(nlohmann::json& rows, nlohmann::json row) {
-  const auto same = [&](const auto& old) {
-    for (const char* key : {"network", "data", "arm", "seed", "level"})
-      if (old.at(key) != row.at(key)) return false;
-    return true;
-  };
-  const auto found = std::find_if(rows.begin(), rows.end(), same);
+  const auto found = std::find_if(rows.begin(), rows.end(), [&](const auto& old) { return same_model(old, row); });
   if (found == rows.end())
     rows.push_back(std::move(row));
   else
@@ -51,7 +52,7 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
 }
 
 /// Reads a file of rows, a JSON array of objects; none if there is no such file. Errors: a file that cannot be read,
-/// another content, rows judged by different parts of the data.
+/// another content, rows judged by different parts of the data, two rows of one model.
 [[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (std::error_code unknown; !file && !std::filesystem::exists(path, unknown) && !unknown)
@@ -67,6 +68,9 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
   for (const auto& row : rows)
     if (part_of(row) != part_of(rows.front()))
       return strata::Error(path, "rows judged by " + part_of(rows.front()) + " data", "one by " + part_of(row));
+  for (auto row = rows.begin(); row != rows.end(); ++row)
+    if (std::any_of(rows.begin(), row, [&](const auto& other) { return same_model(other, *row); }))
+      return strata::Error(path, "one row a network, data, arm, seed and level", "two like " + row->dump());
   return rows;
 }
 

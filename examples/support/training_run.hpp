@@ -37,14 +37,23 @@ inline constexpr const char* bfloat16_help =
   return given > 0 ? given : share * epochs;
 }
 
+/// Raises if the report of a run that is about to begin could not be written at its end: a directory that is not there.
+inline void check_report(const std::string& path) {
+  const std::filesystem::path directory = std::filesystem::path(path).parent_path();
+  std::error_code unknown;
+  if (!directory.empty() && !std::filesystem::is_directory(directory, unknown))
+    strata::raise(strata::Error("--report", "a file in a directory that exists", path));
+}
+
 /// Help of the option for `use_one_cosine`.
 inline constexpr const char* one_cosine_help =
     "joint and single: the rate falls along one cosine over all phases, as in the dense arm, a fifth of the epochs is "
-    "dense, and --distillation is from the step's top level, not from the dense model, whose training is not finished";
+    "dense, and --distillation is from the step's top level, not from the dense model, whose training is not finished; "
+    "the single arm, which has one level, learns from labels alone";
 
 /// Gives the phases of a joint or single `recipe` one cosine over all `epochs`: `dense` are dense, of the others three
 /// eighths are for pruning, an eighth for the top level if there are more, and what is left for fixed masks.
-/// Distillation becomes one from the top level. Raises: the bottom-up arm.
+/// Distillation becomes one from the top level, so that there is none with one level. Raises: the bottom-up arm.
 inline void use_one_cosine(strata::train::Recipe& recipe, double epochs, double dense) {
   if (recipe.arm != strata::train::Arm::joint)
     strata::raise(strata::Error("--one-cosine", "--arm joint or single", "--arm bottom-up"));
@@ -136,12 +145,13 @@ class WatchSignals {
 
 /// Takes steps until the run is done or stopped; prints a line per epoch, and one that says how far a stopped run came.
 /// An interrupt or a signal to end stops it after the step under way; before and after they do what they did.
-/// Raises: a checkpoint of another run or that cannot be read or written.
+/// Raises: a checkpoint of another run or that cannot be read or written, another file in its place.
 template <class Network, class Task>
 TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, strata::index_t batch,
                                const TrainingRunOptions& options) {
   using Clock = std::chrono::steady_clock;
   const detail::WatchSignals watching;
+  strata::train::check_checkpoint_path(options.checkpoint, options.resume);
   TrainingRunResult result;
   const auto seconds_of = [](const strata::Archive& archive, const char* key, double& value) {
     if (const auto found = archive.metadata().find(key); found != archive.metadata().end())

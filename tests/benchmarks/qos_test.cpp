@@ -206,6 +206,11 @@ TEST_CASE("state files add up and rows say what they have to") {
   CHECK(std::abs(row.at("accuracy").get<double>() - 0.85) < 1e-12);
   CHECK(row.at("accuracy_in_time").get<double>() < 0.85);
   CHECK(row.at("policy") == "both");
+  // The accuracy of one path, if a recording does not know it, leaves that of all open.
+  qos::State simulated;
+  for (const double known : {1.0, 0.0}) simulated.tally(cell).add("111", 2, 1e6, true, known, known);
+  CHECK(simulated.rows().at(0).at("accuracy").is_null());
+  CHECK(simulated.rows().at(0).at("accuracy_in_time").is_null());
   // A policy with a new path every time does not make the state endless, and no request is lost.
   qos::Tally random;
   for (int i = 0; i < 3000; ++i) random.add(std::string(i % 1500 + 1, '1'), 2, 1e6, true, 1, 1);

@@ -79,6 +79,11 @@ TEST_CASE("files of rows are read back, others refused") {
     std::ofstream(path) << text;
     CHECK(examples::read_rows(path).error().where() == path);
   }
+  nlohmann::json twice = two_seeds();
+  twice.push_back(twice[2]);
+  twice.back()["command"] = "net --other";
+  REQUIRE(examples::write_rows(twice, path).ok());
+  CHECK(examples::read_rows(path).error().expected() == "one row a network, data, arm, seed and level");
   std::filesystem::remove(path);
 }
 
@@ -159,8 +164,9 @@ TEST_CASE("a row's command leaves out what does not change the result") {
   CHECK(command({"train", "--seed", "2", "--data", "/home/me/data", "--threads=2", "--epochs", "3"}) ==
         "net train --seed 2 --data DIR --epochs 3");
   CHECK(command({"--resume", "--out", "o", "--report", "r.json", "--dense-from=x", "--stop-after", "9",
-                 "--arm=joint"}) == "net --arm=joint");
+                 "--arm=joint"}) == "net --dense-from FILE --arm=joint");
   CHECK(command({"--data=/x", "--out"}) == "net --data DIR");
+  CHECK(command({"--dense-from", "x", "--seed", "2"}) == "net --dense-from FILE --seed 2");
 }
 
 TEST_CASE("rows judged by different parts of the data do not mix, and a file that cannot be looked at is an error") {

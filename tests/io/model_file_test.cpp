@@ -85,6 +85,7 @@ TEST_CASE("a model file gives back the same model, aligned, and its self-check p
   const auto original = test::SmallModel::from_archive(test::small_archive()).value();
   const auto loaded = strata::load<test::SmallNet>(path, {.self_check = true});
   CHECK(loaded.levels() == 2);
+  CHECK(loaded.metadata().at("architecture") == test::SmallModel::Network::architecture);
   for (int level : {0, 1}) CHECK(outputs(loaded, Level{level}) == outputs(original, Level{level}));
   const auto archive = strata::io::read_model(path).value();
   for (const auto& view : archive.arrays())

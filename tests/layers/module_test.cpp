@@ -57,19 +57,39 @@ struct Forgetful {
     v("width", width);
   }
 };
-/// With a constructor it is no aggregate: what it has is its own business.
-class Closed {
- public:
+/// With a constructor it is no aggregate, whose numbers could be counted.
+struct Closed {
   Closed() = default;
   template <class V>
   void visit(V&& v) {
-    v("width", width_);
+    v("width", width);
+    v("relu", relu);
+    if (!forgetful) v("kernel", kernel.h);
+    v("kernel_w", kernel.w);
   }
-  [[nodiscard]] index_t area() const { return area_; }
-
- private:
-  index_t width_ = 8;
-  index_t area_ = 64;
+  index_t width = 8;
+  bool relu = false;
+  strata::Pair kernel = 3;
+  static inline bool forgetful = false;
+};
+struct Twice {
+  index_t width = 8;
+  index_t height = 8;
+  template <class V>
+  void visit(V&& v) {
+    v("width", width);
+    v("width", height);
+  }
+};
+/// Stored in another form than it has.
+struct Elsewhere {
+  strata::Pair kernel = 3;
+  template <class V>
+  void visit(V&& v) {
+    auto both = kernel.h;
+    v("kernel", both);
+    kernel = both;
+  }
 };
 
 template <class Config_>
@@ -163,4 +183,10 @@ TEST_CASE("a config whose visit leaves out a number is an error") {
   REQUIRE_FALSE(status.ok());
   CHECK(std::string(status.error().what()) ==
         "config of some net: expected a visit that names all its 2 numbers, found 1");
+  Closed::forgetful = true;
+  CHECK(std::string(strata::check_config<NetOf<Closed>>().error().what()) ==
+        "config of some net: expected a visit that names all its numbers, found none in bytes 9 to 23 of it");
+  Closed::forgetful = false;
+  CHECK(strata::check_config<NetOf<Twice>>().error().found() == "\"width\" twice");
+  CHECK(strata::check_config<NetOf<Elsewhere>>());
 }

@@ -21,7 +21,7 @@ TEST_CASE("a level is the truncation of the arrays, and bad arrays are refused")
   CHECK(matrix.to_dense(strata::Level{0}) == std::vector<float>{1, 0, 0, 0, 5, 0});
   CHECK(matrix.to_dense(strata::Level{1}) == std::vector<float>{1, 2, 0, 4, 5, 0});
   std::vector<Matrix::Arrays> arrays(2);
-  CHECK_FALSE(Matrix::from_arrays(2, 3, 2, 64, {}, arrays).ok());
+  CHECK_FALSE(Matrix::from_arrays(2, 3, 2, 64, {}, arrays, nullptr).ok());
 }
 
 TEST_CASE("rows of a group lie by their lengths in stratum 0, then in stratum 1, and say which row they are") {
@@ -61,7 +61,7 @@ TEST_CASE("shapes beyond the integers or the arrays are errors, and take no memo
     std::vector<typename Matrix::Arrays> arrays(1);
     if (!empty) arrays[0] = {values, indices, lengths};
     const std::vector<std::uint8_t> none;
-    const auto matrix = Matrix::from_arrays(rows, columns, width, 256, empty ? none : order, arrays);
+    const auto matrix = Matrix::from_arrays(rows, columns, width, 256, empty ? none : order, arrays, nullptr);
     return matrix ? "accepted" : matrix.error().where();
   };
   constexpr std::uint8_t narrow = 0;
@@ -112,7 +112,7 @@ TEST_CASE("a column that any lower stratum holds is refused, however many there 
       arrays.push_back({std::span<const float>(values).first(count), indices[s], lengths[s]});
     }
     INFO(trial);
-    REQUIRE(Matrix::from_arrays(1, static_cast<strata::index_t>(width), 255, 64, order, arrays).ok() == good);
+    REQUIRE(Matrix::from_arrays(1, static_cast<strata::index_t>(width), 255, 64, order, arrays, nullptr).ok() == good);
     accepted += good ? 1 : 0;
   }
   CHECK(accepted > 100);

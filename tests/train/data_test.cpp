@@ -92,6 +92,8 @@ TEST_CASE("a dataset is checked for pictures, pixels and labels that fit togethe
   data.classes = 256;
   data.labels[0] = 255;
   CHECK(data.check().ok());
+  data.classes = 257;
+  CHECK(data.check().error().expected() == "1 to 256 classes");
 }
 
 TEST_CASE("normalised pixels have mean zero and deviation one") {
@@ -180,6 +182,9 @@ TEST_CASE("a batch holds the pictures and labels asked for, in that order and as
     }
     CHECK(close(batch, expected));
   }
+  const std::uint32_t behind[] = {0, 7};
+  CHECK_THROWS_WITH(data.batch(behind, 2, batch, labels), "batch of a dataset: expected pictures 0 to 6, found 7");
+  CHECK_NOTHROW(data.batch(behind, 1, batch, labels));
 }
 
 TEST_CASE("random batches are shifts and flips of their pictures, and all of those occur") {

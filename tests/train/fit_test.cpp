@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <random>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 #include <strata/runtime/thread_pool.hpp>
@@ -108,11 +110,12 @@ struct TwoConvolutions {
   template <class V>
   void visit(V&& v) {
     v("first", first);
-    if (!config_.forgetful) v("second", second);
+    if (!config_.forgetful) v(twice ? "first" : "second", second);
     v("fc", last);
   }
 
   Config config_;
+  bool twice = false;  ///< names both convolutions alike
   typename Family::Conv2d first, second, last;
   typename Family::GlobalAvgPool2d average;
 };
@@ -572,6 +575,12 @@ TEST_CASE("with one cosine every phase's rates go on where those of the phase be
     for (const train::Phase& phase : phases)
       for (std::int64_t step = 0; step < phase.steps; ++step) CHECK(phase.schedule(step) == whole(at++));
     CHECK(whole(steps - 1) < 0.3 / 100);
+    // The phases are rounded so that no step is lost or won in all.
+    for (double* part : {&recipe.dense_epochs, &recipe.prune_epochs, &recipe.fixed_epochs}) *part = 1.25;
+    recipe.tune_epochs = arm == train::Arm::joint ? 1.25 : 0;
+    std::int64_t uneven = 0;
+    for (const train::Phase& phase : train::phases_of(recipe, 7)) uneven += phase.steps;
+    CHECK(uneven == (arm == train::Arm::joint ? 35 : 26));
   }
 }
 
@@ -581,6 +590,7 @@ TEST_CASE("a dense model that was made for one cosine over other epochs is anoth
   strata::SerialExecutor executor;
   train::Recipe recipe = small_recipe(train::Arm::joint);
   recipe.one_cosine = true;
+  recipe.fixed_epochs = 1.2;
   Net first({.width = 24});
   Trainer joint(first, task, recipe, executor);
   while (joint.dense() == nullptr) joint.step();
@@ -590,6 +600,16 @@ TEST_CASE("a dense model that was made for one cosine over other epochs is anoth
   recipe.tune_epochs = 0;
   Trainer same(network, task, recipe, executor);
   CHECK(same.start_from_dense(saved).ok());
+  recipe.levels = {{0.5, 0.5}};  // no top level to tune
+  recipe.fixed_epochs = 1.2 - 1e-15;
+  Trainer single(network, task, recipe, executor);
+  CHECK(single.steps() == same.steps());
+  CHECK(single.start_from_dense(saved).ok());
+  recipe.tune_epochs = 1;
+  recipe.fixed_epochs = 0;
+  Trainer untuned(network, task, recipe, executor);
+  CHECK(untuned.steps() < same.steps());
+  CHECK_FALSE(untuned.start_from_dense(saved).ok());
   recipe.fixed_epochs = 2;
   Trainer longer(network, task, recipe, executor);
   CHECK_FALSE(longer.start_from_dense(saved).ok());
@@ -708,6 +728,43 @@ TEST_CASE("a checkpoint in a directory that is not there is refused before any w
   options.checkpoint = "strata_no_such_directory/run.safetensors";
   CHECK_THROWS_AS(train::fit(network, task, small_recipe(train::Arm::joint), executor, options), strata::Error);
   CHECK(steps == 0);
+}
+
+TEST_CASE("a file that is no checkpoint is not replaced by one, an old checkpoint is") {
+  const train::Dataset data = stripes(96);
+  Task task(data);
+  strata::SerialExecutor executor;
+  Net network({.width = 24});
+  train::FitOptions options;
+  options.checkpoint = (std::filesystem::temp_directory_path() / ("strata_fit_" + std::to_string(getpid()))).string();
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  const auto fit = [&] { train::fit(network, task, recipe, executor, options); };
+  strata::save(network, 1, options.checkpoint);
+  const auto size = std::filesystem::file_size(options.checkpoint);
+  CHECK_THROWS_AS(fit(), strata::Error);
+  CHECK(std::filesystem::file_size(options.checkpoint) == size);
+  std::filesystem::remove(options.checkpoint);
+  CHECK_NOTHROW(fit());
+  recipe.seed = 2;
+  CHECK_NOTHROW(fit());
+  std::filesystem::remove(options.checkpoint);
+}
+
+TEST_CASE("two layers of one name are refused before any work") {
+  const train::Dataset data = stripes(64);
+  Task task(data);
+  strata::SerialExecutor executor;
+  TwoConvolutions<train::Training<float>> network({});
+  network.twice = true;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.floors = {};
+  try {
+    train::Trainer<TwoConvolutions<train::Training<float>>, Task> trainer(network, task, recipe, executor);
+    FAIL("no error");
+  } catch (const strata::Error& error) {
+    CHECK(error.where() == "first.weight");
+    CHECK(error.expected() == "a name of its own");
+  }
 }
 
 TEST_CASE("a checkpoint that may be there but cannot be looked at is not begun anew") {

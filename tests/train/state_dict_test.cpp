@@ -201,6 +201,49 @@ TEST_CASE("a level that the network was not made ready for has no state_dict") {
   CHECK_THROWS_WITH(train::to_state_dict(net, Level{-1}), "level: expected 0 or more, found -1");
 }
 
+TEST_CASE("strata that are not as many as the weights are an error wherever they would be used") {
+  Net net = make_net();
+  train::set_levels(net, 2);
+  auto& weight = net.conv.weight();
+  const auto size = static_cast<std::size_t>(weight.value.size());
+  strata::SerialExecutor executor;
+  train::Context<float> context(executor);
+  context.checking = true;
+  (void)train::parameters<float>(net);  // names them
+  for (const std::size_t count : {std::size_t{3}, size - 1, size + 1, size}) {
+    INFO(count);
+    weight.strata.assign(count, 0);
+    const bool good = count == size;
+    const auto refused = [&](auto use) {
+      try {
+        use();
+      } catch (const strata::Error& error) {
+        return error.where() == weight.name && error.expected() == std::to_string(size) + " strata or none";
+      }
+      return false;
+    };
+    CHECK(refused([&] { (void)train::to_state_dict(net, Level{1}); }) != good);
+    CHECK(refused([&] { (void)strata::to_archive(net, 2); }) != good);
+    CHECK(refused([&] {
+            context.begin(Level{0});
+            auto x = context.make(1, net.input_shape(), false);
+            x.value().setZero();
+            (void)net(context, x);
+          }) != good);
+  }
+}
+
+TEST_CASE("a network is made ready for 1 to 16 levels and stored with as many") {
+  Net net = make_net();
+  for (const int levels : {-1, 0, 17}) {
+    CHECK_THROWS_WITH(train::set_levels(net, levels), "levels: expected 1 to 16, found " + std::to_string(levels));
+    CHECK_THROWS_WITH(strata::to_archive(net, levels), "levels: expected 1 to 16, found " + std::to_string(levels));
+  }
+  CHECK(net.conv.norms().size() == 1);
+  train::set_levels(net, 16);
+  CHECK(net.conv.norms().size() == 16);
+}
+
 TEST_CASE("layers of several matrices pass through a state_dict under PyTorch's names") {
   using Gnmt = gnmt::Gnmt<train::Training<float>>;
   const Gnmt::Config config{

@@ -133,7 +133,8 @@ class [[nodiscard]] Result {
   explicit operator bool() const noexcept { return ok(); }
 
   /// Precondition: `!ok()`.
-  [[nodiscard]] const Error& error() const { return *error_; }
+  [[nodiscard]] const Error& error() const& { return *error_; }
+  [[nodiscard]] Error error() && { return *std::move(error_); }
 
   /// The value; raises the error if there is none.
   [[nodiscard]] T& value() & {

@@ -116,14 +116,16 @@ namespace detail {
 
 /// `parse_model` of a file, mapped or read. Errors name the file.
 [[nodiscard]] STRATA_COLD inline Result<Archive> read_model(const std::string& path, bool mapped = true) {
-  auto file = MappedFile::open(path, mapped);
-  if (!file) return file.error();
-  Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
-  if (!archive) return archive.error().within(path);
+  return returning_errors([&]() -> Result<Archive> {
+    auto file = MappedFile::open(path, mapped);
+    if (!file) return file.error();
+    Result<Archive> archive = parse_model(file.value()->bytes(), file.value());
+    if (!archive) return archive.error().within(path);
 #if defined(STRATA_HAS_MMAP)
-  if (mapped) archive.value().set_mapped(file.value()->bytes());
+    if (mapped) archive.value().set_mapped(file.value()->bytes());
 #endif
-  return archive;
+    return archive;
+  });
 }
 
 /// Writes `archive` as a model file; an old file of that name stays whole until the new one is. Errors, before anything
@@ -303,13 +305,15 @@ struct LoadOptions {
 template <template <class> class Net, class Family = Inference<>>
 [[nodiscard]] STRATA_COLD Result<Model<Net, Family>> try_load(const std::string& path,
                                                               const LoadOptions& options = {}) {
-  Result<Archive> archive = io::read_model(path, options.mapped);
-  if (!archive) return archive.error();
-  auto model = Model<Net, Family>::from_archive(archive.value());
-  if (!model) return model.error().within(path);
-  if (options.self_check)
-    if (Status status = run_self_check(model.value(), archive.value()); !status) return status.error().within(path);
-  return model;
+  return returning_errors([&]() -> Result<Model<Net, Family>> {
+    Result<Archive> archive = io::read_model(path, options.mapped);
+    if (!archive) return archive.error();
+    auto model = Model<Net, Family>::from_archive(archive.value());
+    if (!model) return model.error().within(path);
+    if (options.self_check)
+      if (Status status = run_self_check(model.value(), archive.value()); !status) return status.error().within(path);
+    return model;
+  });
 }
 
 /// As `try_load`; raises the error.
@@ -319,8 +323,9 @@ template <template <class> class Net, class Family = Inference<>>
 }
 
 /// Writes a network of the training family with levels 0 .. levels-1 as a model file with a self-check. Weights that
-/// have no strata are in every level. Raises: a network with strata or statistics of other levels than those, one that
-/// does not work or gives numbers that are not finite, writing that fails.
+/// have no strata are in every level; a level that adds nothing is as the one below. Raises: a network with strata
+/// above those levels or normalisations of another number of levels, one that does not work or gives numbers that are
+/// not finite, writing that fails.
 template <template <class> class Net, class TrainingFamily>
 void save(const Net<TrainingFamily>& network, int levels, const std::string& path) {
   Archive archive = to_archive(network, levels);

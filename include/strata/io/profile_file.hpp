@@ -181,86 +181,92 @@ inline void append_distribution(std::string& text, const TimeDistribution& times
 
 /// The profile that `text` holds. Errors: anything that `profile_text` does not write.
 [[nodiscard]] inline Result<Profile> parse_profile(std::string_view text) {
-  if (text.size() > max_profile_bytes)
-    return Error({"profile"}, {"at most ", max_profile_bytes, " bytes"}, {text.size()});
-  const Result<JsonValue> parsed = JsonValue::parse(text, 8);
-  if (!parsed) return parsed.error();
-  detail::StrictReader reader;
-  const std::vector<JsonValue> members = reader.members(parsed.value(), "profile", detail::profile_members);
-  if (reader.error()) return *reader.error();
-  if (members[0].text() != profile_format) return Error("profile: format", profile_format, "another");
-  if (members[1].whole() != std::uint64_t{profile_version})
-    return Error("profile: version", profile_version, members[1].source().substr(0, 200));
-  const auto probabilities = reader.elements(members[11], "profile: probabilities", 0, profile_probabilities.size());
-  bool same = probabilities.size() == profile_probabilities.size();
-  for (std::size_t i = 0; same && i < probabilities.size(); ++i)
-    same = probabilities[i].number() == profile_probabilities[i];
-  if (!same) return Error("profile: probabilities", "those of version 3", "others");
-  constexpr std::int64_t most = std::int64_t{1} << 53;
-  Profile profile;
-  profile.key.architecture = reader.text(members[2], "profile: architecture");
-  const std::string model = reader.text(members[3], "profile: model");
-  if (model.size() != 16 || model.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    reader.fail(Error("profile: model", "16 hexadecimal digits", "something else"));
-  } else {
-    for (const char digit : model)
-      profile.key.model =
-          profile.key.model * 16 + static_cast<std::uint64_t>(digit <= '9' ? digit - '0' : digit - 'a' + 10);
-  }
-  for (const JsonValue& count : reader.elements(members[4], "profile: level_weights", 1, 255))
-    profile.key.level_nnz.push_back(reader.whole(count, "profile: level_weights", 0, most));
-  const std::size_t levels = profile.key.level_nnz.size();
-  for (const JsonValue& count : reader.elements(members[5], "profile: level_bytes", levels, levels))
-    profile.key.level_bytes.push_back(reader.whole(count, "profile: level_bytes", 0, most));
-  profile.key.threads = static_cast<int>(reader.whole(members[6], "profile: threads", 1, 1 << 20));
-  profile.key.batch = reader.whole(members[7], "profile: batch", 1, most);
-  profile.key.micro_batch = reader.whole(members[8], "profile: micro_batch", 1, most);
-  profile.key.instruction_set = reader.text(members[9], "profile: instruction_set");
-  profile.runs = reader.whole(members[10], "profile: runs", 1, most);
-  for (const JsonValue& entry : reader.elements(members[12], "profile: stages", 1, max_profile_stages)) {
-    const std::string place = "profile: stage " + std::to_string(profile.stages.size());
-    const auto parts = reader.members(entry, place, detail::stage_members);
-    if (reader.error()) break;
-    Profile::Stage stage{reader.text(parts[0], place + " name"), {}};
-    for (const JsonValue& level : reader.elements(parts[1], place + " levels", levels, levels)) {
-      const std::string at = place + " level " + std::to_string(stage.levels.size());
-      const auto times = reader.members(level, at, detail::times_members);
-      if (reader.error()) break;
-      stage.levels.push_back({detail::distribution_of(times[0], at + " stage", reader),
-                              detail::distribution_of(times[1], at + " rest", reader)});
+  return returning_errors([&]() -> Result<Profile> {
+    if (text.size() > max_profile_bytes)
+      return Error({"profile"}, {"at most ", max_profile_bytes, " bytes"}, {text.size()});
+    const Result<JsonValue> parsed = JsonValue::parse(text, 8);
+    if (!parsed) return parsed.error();
+    detail::StrictReader reader;
+    const std::vector<JsonValue> members = reader.members(parsed.value(), "profile", detail::profile_members);
+    if (reader.error()) return *reader.error();
+    if (members[0].text() != profile_format) return Error("profile: format", profile_format, "another");
+    if (members[1].whole() != std::uint64_t{profile_version})
+      return Error("profile: version", profile_version, members[1].source().substr(0, 200));
+    const auto probabilities = reader.elements(members[11], "profile: probabilities", 0, profile_probabilities.size());
+    bool same = probabilities.size() == profile_probabilities.size();
+    for (std::size_t i = 0; same && i < probabilities.size(); ++i)
+      same = probabilities[i].number() == profile_probabilities[i];
+    if (!same) return Error("profile: probabilities", "those of version 3", "others");
+    constexpr std::int64_t most = std::int64_t{1} << 53;
+    Profile profile;
+    profile.key.architecture = reader.text(members[2], "profile: architecture");
+    const std::string model = reader.text(members[3], "profile: model");
+    if (model.size() != 16 || model.find_first_not_of("0123456789abcdef") != std::string::npos) {
+      reader.fail(Error("profile: model", "16 hexadecimal digits", "something else"));
+    } else {
+      for (const char digit : model)
+        profile.key.model =
+            profile.key.model * 16 + static_cast<std::uint64_t>(digit <= '9' ? digit - '0' : digit - 'a' + 10);
     }
-    profile.stages.push_back(std::move(stage));
-  }
-  if (reader.error()) return *reader.error();
-  return profile;
+    for (const JsonValue& count : reader.elements(members[4], "profile: level_weights", 1, 255))
+      profile.key.level_nnz.push_back(reader.whole(count, "profile: level_weights", 0, most));
+    const std::size_t levels = profile.key.level_nnz.size();
+    for (const JsonValue& count : reader.elements(members[5], "profile: level_bytes", levels, levels))
+      profile.key.level_bytes.push_back(reader.whole(count, "profile: level_bytes", 0, most));
+    profile.key.threads = static_cast<int>(reader.whole(members[6], "profile: threads", 1, 1 << 20));
+    profile.key.batch = reader.whole(members[7], "profile: batch", 1, most);
+    profile.key.micro_batch = reader.whole(members[8], "profile: micro_batch", 1, most);
+    profile.key.instruction_set = reader.text(members[9], "profile: instruction_set");
+    profile.runs = reader.whole(members[10], "profile: runs", 1, most);
+    for (const JsonValue& entry : reader.elements(members[12], "profile: stages", 1, max_profile_stages)) {
+      const std::string place = "profile: stage " + std::to_string(profile.stages.size());
+      const auto parts = reader.members(entry, place, detail::stage_members);
+      if (reader.error()) break;
+      Profile::Stage stage{reader.text(parts[0], place + " name"), {}};
+      for (const JsonValue& level : reader.elements(parts[1], place + " levels", levels, levels)) {
+        const std::string at = place + " level " + std::to_string(stage.levels.size());
+        const auto times = reader.members(level, at, detail::times_members);
+        if (reader.error()) break;
+        stage.levels.push_back({detail::distribution_of(times[0], at + " stage", reader),
+                                detail::distribution_of(times[1], at + " rest", reader)});
+      }
+      profile.stages.push_back(std::move(stage));
+    }
+    if (reader.error()) return *reader.error();
+    return profile;
+  });
 }
 
 /// Writes `profile` to `path`, whole or not at all. Errors name the file: a profile that is not whole (`check_profile`)
 /// or would not come back as it is, such as one with names that are not UTF-8, before anything is written; writing that
 /// fails.
 [[nodiscard]] inline Status write_profile(const Profile& profile, const std::string& path) {
-  std::vector<std::string> names;
-  for (const Profile::Stage& stage : profile.stages) names.push_back(stage.name);
-  if (const Status whole = check_profile(profile, profile.key, names); !whole) return whole.error().within(path);
-  names.push_back(profile.key.architecture);
-  names.push_back(profile.key.instruction_set);
-  for (const std::string& name : names)
-    if (!detail::is_utf8(name)) return Error({path, ": profile"}, {"names in UTF-8"}, {"\"", name, "\""});
-  const std::string text = profile_text(profile);
-  const Result<Profile> again = parse_profile(text);
-  if (!again) return again.error().within(path);
-  if (!(again.value() == profile)) return Error(path, "a profile that comes back as it is", "another");
-  return write_atomically(path, {std::as_bytes(std::span(text))});
+  return returning_errors([&]() -> Status {
+    std::vector<std::string> names;
+    for (const Profile::Stage& stage : profile.stages) names.push_back(stage.name);
+    if (const Status whole = check_profile(profile, profile.key, names); !whole) return whole.error().within(path);
+    names.push_back(profile.key.architecture);
+    names.push_back(profile.key.instruction_set);
+    for (const std::string& name : names)
+      if (!detail::is_utf8(name)) return Error({path, ": profile"}, {"names in UTF-8"}, {"\"", name, "\""});
+    const std::string text = profile_text(profile);
+    const Result<Profile> again = parse_profile(text);
+    if (!again) return again.error().within(path);
+    if (!(again.value() == profile)) return Error(path, "a profile that comes back as it is", "another");
+    return write_atomically(path, {std::as_bytes(std::span(text))});
+  });
 }
 
 /// Reads a profile. Errors name the file: not readable, not a profile.
 [[nodiscard]] inline Result<Profile> read_profile(const std::string& path) {
-  auto file = MappedFile::open(path);
-  if (!file) return file.error();
-  const auto bytes = file.value()->bytes();
-  Result<Profile> profile = parse_profile({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-  if (!profile) return profile.error().within(path);
-  return profile;
+  return returning_errors([&]() -> Result<Profile> {
+    auto file = MappedFile::open(path);
+    if (!file) return file.error();
+    const auto bytes = file.value()->bytes();
+    Result<Profile> profile = parse_profile({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    if (!profile) return profile.error().within(path);
+    return profile;
+  });
 }
 
 /// Where the profile of a model file lies.

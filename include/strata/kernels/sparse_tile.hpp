@@ -1,6 +1,6 @@
 // Level-sorted CSR times a tile of pixels: the inner kernel of sparse convolutions.
 // It computes a range of rows for one block of columns; who cuts the work into blocks, tiles and threads is
-// kernels/convolution.hpp and kernels/matmul.hpp.
+// kernels/convolution.hpp, kernels/sparse_narrow.hpp and kernels/sparse_vector.hpp.
 #pragma once
 
 #include <array>

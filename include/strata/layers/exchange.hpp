@@ -2,10 +2,13 @@
 // names and shapes of single arrays are decided in layers/parameters.hpp, files in io/.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -13,6 +16,7 @@
 #include <system_error>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <strata/core/archive.hpp>
 #include <strata/core/error.hpp>
@@ -83,23 +87,58 @@ template <class T, class... Numbers>
 
 }  // namespace detail
 
-/// Errors: a config whose `visit` names fewer numbers than the struct has, so that some would not be stored.
+/// Errors: a config whose `visit` does not name all numbers of the struct, so that some would not be stored, or two by
+/// one name. What is not named is found by the bytes that it takes, unless it could be padding between others, and in
+/// plain aggregates of numbers by their count too. A config that names numbers outside of itself is taken at its word.
 template <class Network>
 [[nodiscard]] STRATA_COLD Status check_config() {
-  typename Network::Config config;
-  int visited = 0;
-  config.visit([&](const char*, auto&) { ++visited; });
-  constexpr int numbers = detail::count_numbers<typename Network::Config>();
-  if (visited >= numbers) return success();
-  return Error({"config of ", Network::architecture}, {"a visit that names all its ", numbers, " numbers"}, {visited});
+  using Config = typename Network::Config;
+  struct Place {
+    std::ptrdiff_t first, behind, alignment;
+  };
+  Config config;
+  const auto* const object = reinterpret_cast<const char*>(&config);
+  constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(Config));
+  std::vector<Place> places;
+  std::set<std::string> names;
+  std::optional<Error> error;
+  bool inside = true;
+  config.visit([&](const char* name, auto& value) {
+    const auto* const at = reinterpret_cast<const char*>(&value);
+    inside = inside && !std::less<>{}(at, object) && std::less<>{}(at, object + size);
+    if (inside)
+      places.push_back({at - object, at - object + static_cast<std::ptrdiff_t>(sizeof(value)),
+                        static_cast<std::ptrdiff_t>(alignof(std::remove_cvref_t<decltype(value)>))});
+    if (!names.insert(name).second && !error)
+      error = Error({"config of ", Network::architecture}, {"a name of its own for every number"},
+                    {"\"", name, "\" twice"});
+  });
+  if (error) return *error;
+  constexpr int numbers = detail::count_numbers<Config>();
+  if (static_cast<int>(names.size()) < numbers)
+    return Error({"config of ", Network::architecture}, {"a visit that names all its ", numbers, " numbers"},
+                 {names.size()});
+  if (std::is_empty_v<Config> || !inside) return success();
+  std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.first < b.first; });
+  places.push_back({size, size, static_cast<std::ptrdiff_t>(alignof(Config))});
+  std::ptrdiff_t covered = 0;
+  for (const Place& place : places) {
+    if (place.first - covered >= place.alignment)
+      return Error({"config of ", Network::architecture}, {"a visit that names all its numbers"},
+                   {"none in bytes ", covered, " to ", place.first - 1, " of it"});
+    covered = std::max(covered, place.behind);
+  }
+  return success();
 }
 
 /// Writes every parameter of `network`, whose layers are of the training family, into `archive` for levels 0 ..
-/// levels-1, together with the architecture's name and config. Raises: two layers of one name, numbers that are not
-/// finite, what `check_config` finds.
+/// levels-1, together with the architecture's name and config. Raises: levels below 1 or above `max_levels`, two layers
+/// of one name, numbers that are not finite, values or strata of another size than the weight's, what `check_config`
+/// finds.
 template <class Network>
 [[nodiscard]] Archive to_archive(const Network& network, int levels) {
   (void)check_config<Network>().value();
+  if (levels < 1 || levels > max_levels) raise(Error({"levels"}, {"1 to ", max_levels}, {levels}));
   Archive archive;
   archive.set_levels(levels);
   archive.metadata()[std::string(architecture_key)] = std::string(Network::architecture);
@@ -114,6 +153,7 @@ template <class Network>
     using Layer = std::remove_cvref_t<decltype(layer)>;
     if constexpr (Layer::has_parameters) {
       const_cast<Layer&>(layer).for_each_parameter(name, norm_name, [](const auto& parameter) {  // only names change
+        check_sizes(parameter);
         for (index_t i = 0; i < parameter.value.size(); ++i)
           if (!std::isfinite(parameter.value[i]))
             raise(Error({parameter.name, ", number ", i}, {"a finite number"}, {parameter.value[i]}));

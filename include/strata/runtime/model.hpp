@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -44,6 +45,9 @@ class Model {
   [[nodiscard]] int levels() const noexcept { return levels_; }
   [[nodiscard]] const Network& network() const noexcept { return *network_; }
   [[nodiscard]] Shape input_shape() const { return network_->input_shape(); }
+
+  /// The text entries of the file or archive: what the program that made it wrote beside the weights.
+  [[nodiscard]] const std::map<std::string, std::string>& metadata() const noexcept { return *metadata_; }
 
   /// Tells this model from others of the same levels: architecture, config and level 0's parameters. The same for the
   /// archive, the file written from it and every prefix of that file.
@@ -88,11 +92,13 @@ class Model {
   Model(std::shared_ptr<const Network> network, const Archive& archive)
       : network_(std::move(network)),
         residency_(std::make_shared<Residency>(archive)),
+        metadata_(std::make_shared<const std::map<std::string, std::string>>(archive.metadata())),
         fingerprint_(fingerprint_of(archive)),
         levels_(archive.levels()) {}
 
   std::shared_ptr<const Network> network_;
   std::shared_ptr<Residency> residency_;
+  std::shared_ptr<const std::map<std::string, std::string>> metadata_;
   std::uint64_t fingerprint_ = 0;
   int levels_ = 1;
 };

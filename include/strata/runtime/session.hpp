@@ -31,7 +31,8 @@ struct SessionOptions {
   Executor* executor = nullptr;  ///< threads of the host program instead; has to outlive the session
 };
 
-/// What came of a run with a deadline. The spans stay valid until the session's next run or `set_profile`.
+/// What came of a run with a deadline. The spans stay valid until the session's next run, `set_profile` or
+/// `choose_paths`.
 template <class Scalar>
 struct DeadlineRun {
   std::span<const Scalar> output;  ///< batch x channels x height x width row-major
@@ -109,9 +110,9 @@ class Session {
   [[nodiscard]] index_t micro_batch() const noexcept { return micro_batch_; }
 
   /// The input buffer, batch x channels x height x width row-major, for `forward`.
-  [[nodiscard]] std::span<Scalar> input() noexcept { return input_; }
+  [[nodiscard]] std::span<Scalar> input() & noexcept { return input_; }
   /// The output of the last run, batch x channels x height x width row-major.
-  [[nodiscard]] std::span<const Scalar> output() const noexcept { return output_; }
+  [[nodiscard]] std::span<const Scalar> output() const& noexcept { return output_; }
 
   [[nodiscard]] int threads() const noexcept { return context_->executor().threads(); }
   /// Names of the stages between which the level may change, of one micro-batch after the other: `first_stage`, then
@@ -142,7 +143,7 @@ class Session {
 
   /// Runs `level`, or the highest one present below it, on what `input()` holds. Neither allocates nor throws nor locks
   /// (beyond what the executor does). Precondition: 0 <= level.index < model().levels().
-  std::span<const Scalar> forward(Level level) noexcept {
+  std::span<const Scalar> forward(Level level) & noexcept {
     const LevelGuard guard(model_.residency(), level);
     level_ = guard.level();
     if (parts_.empty()) {
@@ -201,7 +202,7 @@ class Session {
 
   /// Runs `level` on `input`; the result stays valid until the next run. Raises, before any work: what `check_input`
   /// says of the input, a level that the model does not have.
-  std::span<const Scalar> run(std::span<const Scalar> input, Level level) {
+  std::span<const Scalar> run(std::span<const Scalar> input, Level level) & {
     (void)check_input(input).value();
     if (level.index < 0 || level.index >= model_.levels())
       raise(Error({"level"}, {"0 to ", model_.levels() - 1}, {level.index}));
@@ -239,7 +240,7 @@ class Session {
   /// Runs what `input()` holds by `deadline`, each stage at the level that `policy` chooses. Neither allocates nor
   /// throws nor locks (beyond what the executor does). Precondition: `set_profile` was called.
   template <RoutingPolicy Policy>
-  DeadlineRun<Scalar> forward(const Deadline& deadline, Policy& policy) noexcept {
+  DeadlineRun<Scalar> forward(const Deadline& deadline, Policy& policy) & noexcept {
     const TimePoint now = clock_();
     const Level top{model_.levels() - 1};
     const LevelGuard guard(model_.residency(), top);
@@ -272,7 +273,7 @@ class Session {
 
   /// Runs `input` by `deadline`. Raises, before any work: what `check_input` says of the input, no profile.
   template <RoutingPolicy Policy>
-  DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline, Policy&& policy) {
+  DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline, Policy&& policy) & {
     if (router_ == nullptr)
       raise(Error("deadline", "a profile: session.set_profile(strata::profile(session))", "none"));
     // The deadline counts from the call.
@@ -282,7 +283,7 @@ class Session {
     return reading(input, [&] { return forward(counted, policy); });
   }
   /// With `ChooseAndReroute`: starts at the highest level that is predicted to meet the deadline, drops when late.
-  DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline) {
+  DeadlineRun<Scalar> run(std::span<const Scalar> input, const Deadline& deadline) & {
     return run(input, deadline, ChooseAndReroute{});
   }
 

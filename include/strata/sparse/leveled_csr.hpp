@@ -165,7 +165,8 @@ class LeveledCsr {
     return try_from_dense(weights, map, block_columns, row_group).value();
   }
 
-  /// Views the stored arrays of every stratum and the [blocks][rows] `order`, which `owner` keeps alive. The arrays are
+  /// Views the stored arrays of every stratum and the [blocks][rows] `order`, which `owner` keeps alive; null: the
+  /// caller does, for as long as this matrix and its copies are there. The arrays are
   /// checked whole: a shape beyond the integers or that the arrays do not have, lengths that do not add up, columns
   /// outside their block, not ascending, or already in a lower stratum, and an order that lists a row of a group twice
   /// are errors. Memory is taken for what the arrays hold, not for the shape that they are said to have.
@@ -173,18 +174,20 @@ class LeveledCsr {
                                                                   index_t row_group,
                                                                   std::span<const std::uint8_t> order,
                                                                   std::span<const Arrays> arrays,
-                                                                  const std::shared_ptr<const void>& owner = nullptr) {
-    if (Status status = check_shape(rows, columns, block_columns, row_group); !status) return status.error();
-    if (arrays.empty() || arrays.size() > StratumMap::max_levels)
-      return Error("level-sorted CSR", "1 to 255 strata", arrays.size());
-    LeveledCsr matrix(rows, columns, block_columns, row_group);
-    if (Status status = matrix.adopt(arrays); !status) return status.error();
-    if (Status status = detail::check_row_order(order, rows, matrix.blocks(), row_group); !status)
-      return status.error();
-    matrix.order_ = order;
-    if (Status status = matrix.check_columns(); !status) return status.error();
-    matrix.owner_ = owner;
-    return matrix;
+                                                                  const std::shared_ptr<const void>& owner) {
+    return returning_errors([&]() -> Result<LeveledCsr> {
+      if (Status status = check_shape(rows, columns, block_columns, row_group); !status) return status.error();
+      if (arrays.empty() || arrays.size() > StratumMap::max_levels)
+        return Error("level-sorted CSR", "1 to 255 strata", arrays.size());
+      LeveledCsr matrix(rows, columns, block_columns, row_group);
+      if (Status status = matrix.adopt(arrays); !status) return status.error();
+      if (Status status = detail::check_row_order(order, rows, matrix.blocks(), row_group); !status)
+        return status.error();
+      matrix.order_ = order;
+      if (Status status = matrix.check_columns(); !status) return status.error();
+      matrix.owner_ = owner;
+      return matrix;
+    });
   }
 
   [[nodiscard]] index_t rows() const noexcept { return rows_; }

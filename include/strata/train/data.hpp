@@ -64,14 +64,15 @@ struct Dataset {
 
   [[nodiscard]] index_t size() const noexcept { return static_cast<index_t>(labels.size()); }
 
-  /// Errors: no pictures, no shape, as many pixels as the shape does not give, a label that is no class, a mean that is
-  /// not finite, a deviation that is not or not above 0.
+  /// Errors: no pictures, no shape, as many pixels as the shape does not give, classes below 1 or above 256, a label
+  /// that is no class, a mean that is not finite, a deviation that is not or not above 0.
   [[nodiscard]] Status check() const {
     if (labels.empty()) return Error("dataset", "at least one picture", "none");
     if (shape.channels < 1 || shape.height < 1 || shape.width < 1)
       return Error("dataset", "a shape of at least 1 x 1 x 1", strata::detail::text(shape));
     if (static_cast<index_t>(pixels.size()) != size() * shape.size())
       return Error("dataset", std::to_string(size() * shape.size()) + " pixels", std::to_string(pixels.size()));
+    if (classes < 1 || classes > 256) return Error("dataset", "1 to 256 classes", classes);
     for (const std::uint8_t label : labels)
       if (label >= classes) return Error("dataset", "labels below " + std::to_string(classes), std::to_string(label));
     if (!std::isfinite(mean)) return Error("dataset", "a finite mean", mean);
@@ -106,11 +107,14 @@ struct Dataset {
     return part;
   }
 
-  /// Normalised pictures `indices` as batch x channels x height x width, and their labels; with `random` each
-  /// is varied.
+  /// The `count` pictures `indices`, normalised, as batch x channels x height x width, and their labels; with `random`
+  /// each is varied. Raises: an index that no picture has.
   void batch(const std::uint32_t* indices, index_t count, std::vector<float>& pictures,
              std::vector<std::uint8_t>& batch_labels, std::mt19937_64* random = nullptr,
              const Variation& variation = {}) const {
+    for (index_t i = 0; i < count; ++i)
+      if (indices[i] >= labels.size())
+        raise(Error({"batch of a dataset"}, {"pictures 0 to ", size() - 1}, {indices[i]}));
     pictures.assign(static_cast<std::size_t>(count * shape.size()), static_cast<float>(-mean / deviation));
     batch_labels.resize(static_cast<std::size_t>(count));
     std::array<float, 256> values;

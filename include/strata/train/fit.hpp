@@ -7,6 +7,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -14,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <span>
 #include <string>
 #include <system_error>
@@ -46,15 +48,32 @@ struct Progress {
   double samples_per_second = 0;
 };
 
+/// What a network is trained on, as `Classification` is one: training samples, batches of them, the pass and the loss.
+/// `load(indices, seed)` makes those samples the current batch, varied as follows from the seed alone (or
+/// `load(indices, seed, levels)`, where levels may see other variations than the dense model); `run` passes it through
+/// the network; `loss(output, teacher, share, temperature, weight)` returns `weight` times the batch's mean loss and
+/// adds its derivative to the output's gradient, with `share` of it distillation from the teacher's outputs, unless
+/// `teacher` is empty. `fingerprint` tells runs on other data or with other options apart. Optional:
+/// `order(seed, epoch, batch)`, the numbers of all samples, one after the other in batches.
+template <class Task, class Network>
+concept TaskFor = requires(Task& task, const Network& network, Context<typename Task::Scalar>& context,
+                           std::span<const std::uint32_t> indices, std::span<const typename Task::Scalar> teacher) {
+  { task.size() } -> std::convertible_to<index_t>;
+  { task.fingerprint() } -> std::convertible_to<std::string>;
+  task.load(indices, std::uint64_t{0});
+  { task.loss(task.run(network, context), teacher, 0.5, 1.0, 1.0) } -> std::convertible_to<double>;
+};
+
 /// One run of a recipe, step by step. The same seed, data and recipe give the same bits on any number of threads, and
 /// a run that was saved and restored goes on as if it had not stopped.
-template <class Network, class Task>
+template <class Network, TaskFor<Network> Task>
 class Trainer {
  public:
   using Scalar = typename Task::Scalar;
 
   /// Raises, before any work: a recipe with bad numbers or floors for unknown weights, budgets that cannot be met, a
-  /// network that does not fit the task. `network`, `task` and `executor` have to outlive the trainer.
+  /// network that does not fit the task, two layers of one name. `network`, `task` and `executor` have to outlive the
+  /// trainer.
   Trainer(Network& network, Task& task, Recipe recipe, Executor& executor)
       : network_(network), task_(task), recipe_(std::move(recipe)), context_(executor) {
     (void)recipe_.check().value();
@@ -65,7 +84,10 @@ class Trainer {
     for (const Phase& phase : phases_) steps_ += phase.steps;
     const std::uint32_t first = 0;  // one sample tells how often each weight is used
     task_.load({&first, 1}, 0);
-    (void)parameters<Scalar>(network_);  // names them
+    std::set<std::string> names;
+    for (const Parameter<Scalar>* parameter : parameters<Scalar>(network_))  // which names them
+      if (!names.insert(parameter->name).second)
+        raise(Error(parameter->name, "a name of its own", "it is taken: two layers or normalisations are called so"));
     context_.training = false;
     context_.checking = true;
     context_.begin(Level{0});
@@ -271,6 +293,8 @@ class Trainer {
     });
     recipe_.visit(
         [&](const std::string& name, double value) { text += ", " + name + " " + strata::detail::number_text(value); });
+    // The rates of a dense phase that is a part of one cosine depend on the steps behind it.
+    if (recipe_.one_cosine) text += ", steps " + std::to_string(steps_);
     return text + ", " + task_.fingerprint() + start_;
   }
 
@@ -309,16 +333,16 @@ class Trainer {
             "one with " + only_in(found, wanted)};
   }
 
-  /// The part of a fingerprint that the dense phase depends on. Its length is told in steps, so that epochs that were
-  /// computed in another way (0.3 of 36 or 0.6 of 18) agree.
+  /// The part of a fingerprint that the dense phase depends on. Its length and that of the warm-up are told in steps,
+  /// so that epochs that were computed in another way (0.3 of 36 or 0.6 of 18) agree.
   [[nodiscard]] std::string dense_part(const std::string& fingerprint) const {
     std::string part;
     for (std::string& entry : entries(fingerprint)) {
       const std::string name = entry.substr(0, entry.find(' '));
       double epochs = 0;
-      if (name == "dense_epochs" &&
+      if ((name == "dense_epochs" || name == "warm_up_epochs") &&
           std::from_chars(entry.data() + name.size() + 1, entry.data() + entry.size(), epochs).ec == std::errc())
-        entry = "dense steps " + std::to_string(std::llround(epochs * static_cast<double>(steps_per_epoch_)));
+        entry = name + " in steps " + std::to_string(std::llround(epochs * static_cast<double>(steps_per_epoch_)));
       if (!Recipe::concerns_levels_only(name)) part += (part.empty() ? "" : ", ") + entry;
     }
     return part;
@@ -488,6 +512,8 @@ class Trainer {
       // A task may have reasons for an order of its own, such as batches of samples of one size.
       if constexpr (requires { task_.order(recipe_.seed, std::uint64_t{0}, recipe_.batch); }) {
         order_ = task_.order(recipe_.seed, static_cast<std::uint64_t>(epoch), recipe_.batch);
+        if (static_cast<index_t>(order_.size()) != task_.size())
+          raise(Error({"the task's order"}, {"all of its ", task_.size(), " samples"}, {order_.size()}));
       } else {
         order_ = shuffled(task_.size(), recipe_.seed, static_cast<std::uint64_t>(epoch));
       }
@@ -657,9 +683,10 @@ class Trainer {
 
 struct FitOptions {
   std::function<void(const Progress&)> progress{};  ///< called after every step
-  std::string checkpoint{};                         ///< file to save the run to; empty: none
-  double checkpoint_seconds = 30;                   ///< between two saves
-  bool resume = false;                              ///< go on from `checkpoint` if that file exists
+  /// File to save the run to; empty: none. A checkpoint that is there, of whatever run, is replaced unless `resume`.
+  std::string checkpoint{};
+  double checkpoint_seconds = 30;  ///< between two saves
+  bool resume = false;             ///< go on from `checkpoint` if that file exists
 };
 
 /// What a run gave.
@@ -670,9 +697,22 @@ struct FitReport {
   double seconds = 0;  ///< of this call
 };
 
+/// Raises if a run that is about to begin could not save itself to `path`, a directory that is not there, or, unless it
+/// is to `resume`, would replace something else there than a checkpoint.
+STRATA_COLD inline void check_checkpoint_path(const std::string& path, bool resume) {
+  std::error_code unknown;
+  if (const auto directory = std::filesystem::path(path).parent_path(); !directory.empty())
+    if (!std::filesystem::is_directory(directory, unknown))
+      raise(Error(path, "a file in a directory that exists", "none"));
+  if (resume || !std::filesystem::exists(path, unknown)) return;
+  const Result<Archive> held = io::read_model(path);
+  if (!held || held.value().metadata().count("checkpoint") == 0)
+    raise(Error(path, "no file, or a training checkpoint, which would be replaced", "another file"));
+}
+
 /// Trains `network` by `recipe`. Raises, before any work: what the constructor of `Trainer` refuses, a checkpoint of
-/// another run or in a directory that is not there; later: a loss that is not finite, a checkpoint that cannot be
-/// written.
+/// another run that is to be resumed, what `check_checkpoint_path` refuses; later: a loss that is not finite, a
+/// checkpoint that cannot be written.
 template <class Network, class Task>
 FitReport<Network> fit(Network& network, Task& task, const Recipe& recipe, Executor& executor,
                        const FitOptions& options = {}) {
@@ -680,9 +720,7 @@ FitReport<Network> fit(Network& network, Task& task, const Recipe& recipe, Execu
   const auto start = Clock::now();
   const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
   Trainer<Network, Task> trainer(network, task, recipe, executor);
-  if (const auto directory = std::filesystem::path(options.checkpoint).parent_path(); !directory.empty())
-    if (std::error_code ignored; !std::filesystem::is_directory(directory, ignored))
-      raise(Error(options.checkpoint, "a file in a directory that exists", "none"));
+  if (!options.checkpoint.empty()) check_checkpoint_path(options.checkpoint, options.resume);
   if (options.resume && !options.checkpoint.empty()) {
     std::error_code unknown;  // such as a directory that may not be searched: the error is that of reading
     if (std::filesystem::exists(options.checkpoint, unknown) || unknown) {

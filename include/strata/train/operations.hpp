@@ -256,7 +256,8 @@ template <class Scalar>
   return y;
 }
 
-/// Parameters and running statistics of one level's batch normalisation.
+/// Parameters and running statistics of one level's batch normalisation: y = gamma (x - mean) / sqrt(variance +
+/// `norm_epsilon`) + beta, one of each a channel. A run of a stored model uses the running ones.
 template <class Scalar>
 struct NormSet {
   Parameter<Scalar> gamma, beta;
@@ -572,7 +573,10 @@ template <bool maximum, class Scalar>
 [[nodiscard]] Tensor<Scalar> pool(Context<Scalar>& context, const Tensor<Scalar>& x, const PoolOptions& options) {
   const Shape in = x.shape();
   if (!options.fits(in.height, in.width))
-    raise(Error("pooling", "pictures no smaller than the kernel", strata::detail::text(in)));
+    raise(Error({"pooling"},
+                {"pictures of at least ", options.kernel.h - 2 * options.padding.h, " x ",
+                 options.kernel.w - 2 * options.padding.w},
+                {strata::detail::text(in)}));
   const Shape out{in.channels, options.output_height(in.height), options.output_width(in.width)};
   if (!maximum && x.in_lanes() && options.kernel == Pair(in.height, in.width) && options.padding == Pair(0))
     return detail::mean_in_lanes(context, x);

@@ -25,14 +25,15 @@ struct Parameter {
   std::string name;  ///< as in state_dict; `parameters` fills it
   std::vector<index_t> shape;
   Array value;
-  Array gradient;                    ///< same size; backward passes add to it
-  std::vector<std::uint8_t> strata;  ///< empty: all weights in every level; else the stratum of each, or absent
-  bool levelled = false;             ///< may be pruned
-  bool budgeted = true;              ///< a matrix that budgets count; false: a table of embeddings
-  bool decay = false;                ///< weight decay applies
-  int level = -1;                    ///< of a normalisation: the only level that uses it; -1: all levels do
-  index_t uses = 0;                  ///< multiply-adds per weight and sample, as the last forward pass saw them
-  std::uint64_t uses_in = 0;         ///< `Context::pass` of that pass
+  Array gradient;  ///< same size; backward passes add to it
+  /// Empty: all weights in every level; else as many as values: the stratum of each, or `StratumMap::absent`.
+  std::vector<std::uint8_t> strata;
+  bool levelled = false;      ///< may be pruned
+  bool budgeted = true;       ///< a matrix that budgets count; false: a table of embeddings
+  bool decay = false;         ///< weight decay applies
+  int level = -1;             ///< of a normalisation: the only level that uses it; -1: all levels do
+  index_t uses = 0;           ///< multiply-adds per weight and sample, as the last forward pass saw them
+  std::uint64_t uses_in = 0;  ///< `Context::pass` of that pass
 
   Parameter() = default;
   Parameter(std::vector<index_t> extents, Scalar fill) : shape(std::move(extents)) {
@@ -70,14 +71,25 @@ struct Parameter {
   }
 };
 
+/// Raises: values or strata in another number than the shape has.
+template <class Scalar>
+void check_sizes(const Parameter<Scalar>& parameter) {
+  index_t size = 1;
+  for (const index_t extent : parameter.shape) size *= extent;
+  if (parameter.value.size() != size) raise(Error({parameter.name}, {size, " values"}, {parameter.value.size()}));
+  if (!parameter.strata.empty() && static_cast<index_t>(parameter.strata.size()) != size)
+    raise(Error({parameter.name}, {size, " strata or none"}, {parameter.strata.size()}));
+}
+
 /// Notes that a pass multiplies with each entry of `weight` `uses` times a sample, beside other uses in the same pass.
-/// Raises in a checking pass: a weight without a name.
+/// Raises in a checking pass: a weight without a name, or what `check_sizes` refuses.
 template <class Scalar>
 void note_uses(const Context<Scalar>& context, Parameter<Scalar>& weight, index_t uses) {
   if (weight.uses_in != context.pass()) weight.uses = 0;
   weight.uses_in = context.pass();
   weight.uses += uses;
-  if (!context.checking || !weight.name.empty()) return;
+  if (!context.checking) return;
+  if (!weight.name.empty()) return check_sizes(weight);
   std::string shape;
   for (const index_t extent : weight.shape) shape += (shape.empty() ? "" : " x ") + std::to_string(extent);
   raise(strata::detail::left_out({"a layer with weights of ", shape}));

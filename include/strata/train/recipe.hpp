@@ -35,8 +35,8 @@ struct Recipe {
   Arm arm = Arm::joint;
 
   index_t batch = 128;
-  std::uint64_t seed = 1;
-  bool bfloat16 = false;  ///< see `Context::bfloat16`; in all phases, not in evaluation
+  std::uint64_t seed = 1;  ///< of batches, variations, dropout and paths; `initialise` draws the weights
+  bool bfloat16 = false;   ///< see `Context::bfloat16`; in all phases, not in evaluation
 
   double dense_epochs = 8;
   double dense_rate = 0.1;
@@ -79,11 +79,6 @@ struct Recipe {
 
   index_t recalibration_batches = 20;  ///< for batch-norm statistics per level at the end; 0: keep the running ones
 
-  /// Of all phases.
-  [[nodiscard]] double epochs() const noexcept {
-    return levels.empty() ? dense_epochs : dense_epochs + prune_epochs + fixed_epochs + tune_epochs;
-  }
-
   /// Calls `f(name, number)` for every number of the recipe.
   template <class F>
   void visit(F&& f) const {
@@ -94,7 +89,7 @@ struct Recipe {
     f("dense_epochs", dense_epochs);
     f("dense_rate", dense_rate);
     f("warm_up_epochs", warm_up_epochs);
-    if (one_cosine) f("one_cosine", epochs());  // concerns the dense phase, which depends on how many follow
+    if (one_cosine) f("one_cosine", 1.0);
     f("sparse_rate", sparse_rate);
     f("prune_epochs", prune_epochs);
     f("fixed_epochs", fixed_epochs);
@@ -199,8 +194,13 @@ struct Phase {
   const auto steps = [&](double epochs) {
     return static_cast<std::int64_t>(std::llround(epochs * static_cast<double>(steps_per_epoch)));
   };
+  double epochs_so_far = 0;
+  std::int64_t steps_so_far = 0;
   const auto add = [&](Phase::Kind kind, int level, double epochs, Schedule schedule) {
-    schedule.steps = steps(epochs);
+    epochs_so_far += epochs;
+    // Of recipes with as many epochs in all, the steps in all are the same too if one cosine lies over them.
+    schedule.steps = recipe.one_cosine ? steps(epochs_so_far) - steps_so_far : steps(epochs);
+    steps_so_far += schedule.steps;
     if (schedule.steps > 0) phases.push_back({kind, level, schedule.steps, schedule});
   };
   using Shape = Schedule::Shape;

@@ -103,7 +103,8 @@ void visit_state_dict(Network& network, Level level, F&& f) {
 }  // namespace detail
 
 /// The parameters of `network` as `level` uses them: weights above the level are zeros, normalisations are the level's.
-/// Raises: a level below 0 or that the network was not made ready for.
+/// Raises: a level below 0 or that the network was not made ready for, values or strata of another size than a
+/// weight's.
 template <class Network>
 [[nodiscard]] Archive to_state_dict(const Network& network, Level level) {
   if (level.index < 0) raise(Error("level", "0 or more", level.index));
@@ -112,7 +113,10 @@ template <class Network>
   std::map<std::string, const std::vector<std::uint8_t>*> strata;
   for_each_layer(walked, [&](const std::string& name, const std::string& norm_name, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters)
-      layer.for_each_parameter(name, norm_name, [&](auto& parameter) { strata[parameter.name] = &parameter.strata; });
+      layer.for_each_parameter(name, norm_name, [&](auto& parameter) {
+        check_sizes(parameter);
+        strata[parameter.name] = &parameter.strata;
+      });
   });
   detail::visit_state_dict(walked, level, [&](const std::string& name, const auto& shape, const auto& array) {
     std::vector<float> values(static_cast<std::size_t>(array.size()));
@@ -130,97 +134,104 @@ template <class Network>
 /// Fills `network`, all of whose weights then belong to level 0, from a state_dict; `rename` turns the file's names
 /// into the network's (empty: they are the same). Arrays may be F32, F64, F16 or BF16; `num_batches_tracked` of
 /// normalisations is passed over. Errors, with nothing changed: parameters missing, left over, twice, of another type
-/// or shape, numbers that are not finite, negative variances.
+/// or shape, numbers that are not finite, negative variances. Want of memory is an error too, after which the network
+/// may be half filled.
 template <class Network>
 [[nodiscard]] Status from_state_dict(Network& network, const Archive& state_dict,
                                      const std::function<std::string(const std::string&)>& rename = {}) {
-  std::map<std::string, const ArrayView*> arrays;
-  for (const ArrayView& view : state_dict.arrays()) {
-    const std::string name = rename ? rename(view.name) : view.name;
-    if (!arrays.emplace(name, &view).second)
-      return Error(view.name, "one array for the parameter " + name, "two, with " + arrays[name]->name);
-  }
-  std::set<std::string> known;
-  Status status = success();
-  detail::visit_state_dict(network, Level{0}, [&](const std::string& name, const auto& shape, const auto& array) {
-    known.insert(name);
-    if (!status) return;
-    const auto found = arrays.find(name);
-    if (found == arrays.end()) {
-      status = Error(name, "a parameter of shape " + detail::shape_text(shape), "none");
-      return;
+  return returning_errors([&]() -> Status {
+    std::map<std::string, const ArrayView*> arrays;
+    for (const ArrayView& view : state_dict.arrays()) {
+      const std::string name = rename ? rename(view.name) : view.name;
+      if (!arrays.emplace(name, &view).second)
+        return Error(view.name, "one array for the parameter " + name, "two, with " + arrays[name]->name);
     }
-    const ArrayView& view = *found->second;
-    if (view.shape != shape) {
-      status = Error(view.name, "shape " + detail::shape_text(shape), detail::shape_text(view.shape));
-      return;
+    std::set<std::string> known;
+    Status status = success();
+    detail::visit_state_dict(network, Level{0}, [&](const std::string& name, const auto& shape, const auto& array) {
+      known.insert(name);
+      if (!status) return;
+      const auto found = arrays.find(name);
+      if (found == arrays.end()) {
+        status = Error(name, "a parameter of shape " + detail::shape_text(shape), "none");
+        return;
+      }
+      const ArrayView& view = *found->second;
+      if (view.shape != shape) {
+        status = Error(view.name, "shape " + detail::shape_text(shape), detail::shape_text(view.shape));
+        return;
+      }
+      const bool variance = name.ends_with(".running_var");
+      const bool numbers = detail::visit_numbers(view, [&](const auto& values) {
+        for (std::size_t i = 0; i < values.size() && status; ++i)
+          if (!std::isfinite(values[i]) || (variance && values[i] < 0))
+            status = Error(view.name + ", number " + std::to_string(i),
+                           variance ? "a variance of 0 or more" : "a finite number", std::to_string(values[i]));
+      });
+      if (!numbers) status = Error(view.name, "type F32, F64, F16 or BF16", std::string(name_of(view.type)));
+      (void)array;
+    });
+    if (!status) return status;
+    for (const auto& [name, view] : arrays) {
+      const std::size_t dot = name.rfind('.');
+      const bool counter = dot != std::string::npos && name.substr(dot) == ".num_batches_tracked" &&
+                           known.contains(name.substr(0, dot) + ".running_mean");
+      if (!counter && !known.contains(name))
+        return Error(view->name, "no such parameter in this network",
+                     "an array of shape " + detail::shape_text(view->shape));
     }
-    const bool variance = name.ends_with(".running_var");
-    const bool numbers = detail::visit_numbers(view, [&](const auto& values) {
-      for (std::size_t i = 0; i < values.size() && status; ++i)
-        if (!std::isfinite(values[i]) || (variance && values[i] < 0))
-          status = Error(view.name + ", number " + std::to_string(i),
-                         variance ? "a variance of 0 or more" : "a finite number", std::to_string(values[i]));
+    set_levels(network, 1);
+    for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
+      if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters)
+        layer.for_each_parameter(name, norm_name, [](auto& parameter) { parameter.strata.clear(); });
     });
-    if (!numbers) status = Error(view.name, "type F32, F64, F16 or BF16", std::string(name_of(view.type)));
-    (void)array;
-  });
-  if (!status) return status;
-  for (const auto& [name, view] : arrays) {
-    const std::size_t dot = name.rfind('.');
-    const bool counter = dot != std::string::npos && name.substr(dot) == ".num_batches_tracked" &&
-                         known.contains(name.substr(0, dot) + ".running_mean");
-    if (!counter && !known.contains(name))
-      return Error(view->name, "no such parameter in this network",
-                   "an array of shape " + detail::shape_text(view->shape));
-  }
-  set_levels(network, 1);
-  for_each_layer(network, [&](const std::string& name, const std::string& norm_name, auto& layer) {
-    if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters)
-      layer.for_each_parameter(name, norm_name, [](auto& parameter) { parameter.strata.clear(); });
-  });
-  detail::visit_state_dict(network, Level{0}, [&](const std::string& name, const auto&, auto& array) {
-    using Scalar = typename std::remove_cvref_t<decltype(array)>::Scalar;
-    (void)detail::visit_numbers(*arrays.at(name), [&](const auto& values) {
-      for (std::size_t i = 0; i < values.size(); ++i) array[static_cast<index_t>(i)] = static_cast<Scalar>(values[i]);
+    detail::visit_state_dict(network, Level{0}, [&](const std::string& name, const auto&, auto& array) {
+      using Scalar = typename std::remove_cvref_t<decltype(array)>::Scalar;
+      (void)detail::visit_numbers(*arrays.at(name), [&](const auto& values) {
+        for (std::size_t i = 0; i < values.size(); ++i) array[static_cast<index_t>(i)] = static_cast<Scalar>(values[i]);
+      });
     });
+    return success();
   });
-  return success();
 }
 
 /// The arrays of a safetensors file, mapped. Errors, which name the file: anything that is none, types beyond
 /// `DataType`.
 [[nodiscard]] inline Result<Archive> read_state_dict(const std::string& path) {
-  auto file = io::MappedFile::open(path);
-  if (!file) return file.error();
-  Result<io::SafetensorsContents> contents = io::parse_safetensors(file.value()->bytes(), file.value());
-  if (!contents) return contents.error().within(path);
-  return std::move(contents.value().archive);
+  return returning_errors([&]() -> Result<Archive> {
+    auto file = io::MappedFile::open(path);
+    if (!file) return file.error();
+    Result<io::SafetensorsContents> contents = io::parse_safetensors(file.value()->bytes(), file.value());
+    if (!contents) return contents.error().within(path);
+    return std::move(contents.value().archive);
+  });
 }
 
 /// Writes `archive` as a plain safetensors file, without the padding arrays of model files, so that
 /// `safetensors.torch.load_file` gives what `load_state_dict` takes. Error: writing that fails.
 [[nodiscard]] inline Status write_state_dict(const Archive& archive, const std::string& path) {
-  // Wider elements first, so that every array is aligned to its elements.
-  std::vector<const ArrayView*> order;
-  for (const ArrayView& view : archive.arrays()) order.push_back(&view);
-  std::stable_sort(order.begin(), order.end(),
-                   [](const ArrayView* a, const ArrayView* b) { return size_of(a->type) > size_of(b->type); });
-  std::string text = "{";
-  io::detail::append_metadata(text, {{"format", "pt"}});
-  std::uint64_t at = 0;
-  for (const ArrayView* view : order) {
-    const std::uint64_t end = at + view->bytes.size();
-    io::detail::append_entry(text, view->name, view->type, view->shape, at, end);
-    at = end;
-  }
-  text += '}';
-  while (text.size() % 8 != 0) text += ' ';
-  const std::uint64_t length = text.size();
-  std::vector<std::span<const std::byte>> pieces = {std::as_bytes(std::span(&length, 1)),
-                                                    std::as_bytes(std::span(text))};
-  for (const ArrayView* view : order) pieces.push_back(view->bytes);
-  return io::write_atomically(path, pieces);
+  return returning_errors([&]() -> Status {
+    // Wider elements first, so that every array is aligned to its elements.
+    std::vector<const ArrayView*> order;
+    for (const ArrayView& view : archive.arrays()) order.push_back(&view);
+    std::stable_sort(order.begin(), order.end(),
+                     [](const ArrayView* a, const ArrayView* b) { return size_of(a->type) > size_of(b->type); });
+    std::string text = "{";
+    io::detail::append_metadata(text, {{"format", "pt"}});
+    std::uint64_t at = 0;
+    for (const ArrayView* view : order) {
+      const std::uint64_t end = at + view->bytes.size();
+      io::detail::append_entry(text, view->name, view->type, view->shape, at, end);
+      at = end;
+    }
+    text += '}';
+    while (text.size() % 8 != 0) text += ' ';
+    const std::uint64_t length = text.size();
+    std::vector<std::span<const std::byte>> pieces = {std::as_bytes(std::span(&length, 1)),
+                                                      std::as_bytes(std::span(text))};
+    for (const ArrayView* view : order) pieces.push_back(view->bytes);
+    return io::write_atomically(path, pieces);
+  });
 }
 
 }  // namespace strata::train

@@ -315,7 +315,8 @@ template <class Scalar, class Network>
   return result;
 }
 
-/// Draws the weights of all layers anew, each from numbers of its own that follow from `seed`.
+/// Draws the weights of all layers anew, each from numbers of its own that follow from `seed`. A network that was only
+/// constructed has the same draw in all its layers. Strata and normalisations stay as they are.
 template <class Network>
 void initialise(Network& network, std::uint64_t seed) {
   std::uint64_t layer_seed = seed * 0x9E3779B97F4A7C15U;
@@ -324,9 +325,11 @@ void initialise(Network& network, std::uint64_t seed) {
   });
 }
 
-/// Makes every layer ready for levels 0 .. levels-1.
+/// Makes every layer ready for levels 0 .. levels-1: one normalisation each. Raises: levels below 1 or above
+/// `max_levels`.
 template <class Network>
 void set_levels(Network& network, int levels) {
+  if (levels < 1 || levels > max_levels) raise(Error({"levels"}, {"1 to ", max_levels}, {levels}));
   for_each_layer(network, [&](const std::string&, const std::string&, auto& layer) {
     if constexpr (std::remove_cvref_t<decltype(layer)>::has_parameters) layer.set_levels(levels);
   });
