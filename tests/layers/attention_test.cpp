@@ -268,6 +268,18 @@ TEST_CASE("multi-head attention of both families agrees at every level") {
     }
 }
 
+TEST_CASE("multi-head attention that is loaded again has forgotten sparse weights") {
+  const strata::MultiHeadAttentionOptions options{.features = 16, .heads = 2};
+  Training::MultiHeadAttention sparse(options);
+  test::randomise_levels(test::parameters_of(sparse), 2, 6);
+  const Training::MultiHeadAttention dense(options);
+  Inference::MultiHeadAttention layer(options);
+  test::transfer(sparse, 2, layer);
+  CHECK(layer.weights().nnz(Level{1}) < 4 * 16 * 16);
+  test::transfer(dense, 2, layer);
+  CHECK(layer.weights().nnz(Level{0}) == 4 * 16 * 16);
+}
+
 TEST_CASE("embeddings of both families agree at every level") {
   const std::vector<TokenId> words = {5, 0, 299, 7, 5};
   for (const bool levelled : {false, true})

@@ -1,5 +1,6 @@
 // Memory of upper levels: given back and read again while other threads run, requests for what is absent, refusals.
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -249,6 +250,20 @@ TEST_CASE("resident memory falls by what was given back and returns on restore")
   model.restore(Level{2});
   model.wait_restored();
   CHECK(static_cast<double>(resident_bytes(file.path) - after) >= 0.9 * static_cast<double>(released));
+}
+
+TEST_CASE("a restore that is interrupted leaves nothing resident of what it read") {
+  const ModelFile file("interrupted", 2048, 3);
+  const auto model = strata::load<test::StagedNet>(file.path);
+  (void)model.release_above(Level{0});
+  const index_t before = resident_bytes(file.path);
+  for (int wait = 0; wait < 8; ++wait) {
+    model.restore(Level{2});
+    std::this_thread::sleep_for(std::chrono::microseconds(300 * wait));
+    (void)model.release_above(Level{0});
+    INFO(wait << ": " << before << " bytes before, " << resident_bytes(file.path) << " after");
+    CHECK(resident_bytes(file.path) <= before + 65536);
+  }
 }
 #endif
 

@@ -2,6 +2,7 @@
 // several hypotheses with parents, levels that change between words, nothing allocated after the first call at a size.
 #include <cmath>
 #include <cstdio>
+#include <new>
 #include <random>
 
 #include <strata/io/model_file.hpp>
@@ -173,6 +174,25 @@ TEST_CASE("a session allocates nothing after the first call at a size, or after 
   CHECK(translate(session) == 0);
   Session reserved(model, {.source_steps = 33, .hypotheses = 4});
   CHECK(translate(reserved) == 0);
+}
+
+TEST_CASE("a source for which there is no memory is an error, and the session goes on with others") {
+  TrainingNet network = random_network(2, small);
+  Session session(Model::from_archive(strata::to_archive(network, 2)).value());
+  const std::vector<TokenId> words = {1};
+  const auto logits_after = [&](std::size_t length) {
+    const std::vector<TokenId> source(length, 5);
+    session.encode(source);
+    const auto logits = session.step(words, {});
+    return std::vector<float>(logits.begin(), logits.end());
+  };
+  const auto expected = logits_after(3);
+  const std::vector<TokenId> source(100000, 5);
+  {
+    const FailingAllocations failing(std::size_t{1} << 20);
+    CHECK_THROWS_AS(session.encode(source), std::bad_alloc);
+  }
+  CHECK(logits_after(3) == expected);
 }
 
 TEST_CASE("what is no word reads as zeros, and the model comes back from its file") {

@@ -1,8 +1,10 @@
 // Losses, optimisers, schedules and the allocation of levels, and all of them together on a task that can be learnt.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -284,6 +286,24 @@ TEST_CASE("optimisers change every weight they may and no other, the same on any
           }
       }
     }
+}
+
+TEST_CASE("what a part of the work raises is raised once all parts have ended, and work goes on after it") {
+  strata::ThreadPool pool(2);
+  train::Context<float> context(pool);
+  std::atomic<int> ended{0};
+  for (int round = 0; round < 3; ++round) {
+    ended = 0;
+    CHECK_THROWS_AS(context.for_parts(64,
+                                      [&](index_t part, index_t, index_t) {
+                                        ++ended;
+                                        if (part % 3 == 1) throw std::bad_alloc();
+                                      }),
+                    std::bad_alloc);
+    CHECK(ended == 8);
+    context.for_parts(64, [&](index_t, index_t first, index_t last) { ended += static_cast<int>(last - first); });
+    CHECK(ended == 72);
+  }
 }
 
 TEST_CASE("nested levels learn, and the compressed model computes what was trained") {

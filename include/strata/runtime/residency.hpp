@@ -83,9 +83,10 @@ class Residency {
 #if defined(STRATA_HAS_MADVISE)
     if (strata_.empty()) return Error("release_above", "a model mapped from a file", "one in memory of its own");
     const std::lock_guard lock(control_);
-    if (target_ > level.index) stop();
+    const bool interrupts = target_ > level.index;  // a restore, which has read some of what it was to make present
+    if (interrupts) stop();
     const int before = present_.load();
-    if (level.index >= before) return index_t{0};
+    if (level.index >= before) return interrupts ? give_back(level.index + 1) : index_t{0};
     present_.store(level.index);
     for (std::size_t above = static_cast<std::size_t>(level.index) + 1; above < runs_.size(); ++above)
       while (runs_[above].count.load() != 0) std::this_thread::sleep_for(std::chrono::microseconds(50));

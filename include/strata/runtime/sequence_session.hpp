@@ -102,8 +102,9 @@ class SequenceSession {
   }
 
   /// Reads a source of any number of words (also none) and starts from one hypothesis that has written nothing. Numbers
-  /// that are no words of the model read as zeros.
-  void encode(std::span<const TokenId> source) noexcept {
+  /// that are no words of the model read as zeros. Raises `std::bad_alloc` for want of memory for a source longer than
+  /// any before and than what was reserved; nothing is encoded then.
+  void encode(std::span<const TokenId> source) {
     const LevelGuard guard(model_.residency(), level_);
     encode_at(guard.level(), source);
   }
@@ -112,8 +113,9 @@ class SequenceSession {
   /// `words[i]` (in the first step: the begin token; all parents are the one hypothesis there is). Empty `parents`: the
   /// hypotheses are the same ones. The logits of the next word, [hypotheses][vocabulary], valid until the next call.
   /// Preconditions: `encode` was called; parents are below the previous step's number of hypotheses, and if there are
-  /// none, words are as many as hypotheses (in the first step: any number).
-  std::span<const Scalar> step(std::span<const TokenId> words, std::span<const std::int32_t> parents) noexcept {
+  /// none, words are as many as hypotheses (in the first step: any number). Raises `std::bad_alloc` for want of memory
+  /// for more hypotheses than before and than were reserved; the source is to be encoded again then.
+  std::span<const Scalar> step(std::span<const TokenId> words, std::span<const std::int32_t> parents) & {
     const LevelGuard guard(model_.residency(), level_);
     step_at(guard.level(), words, parents);
     return logits_;

@@ -131,13 +131,26 @@ class Session {
     router_.reset();
     PathChooser chooser(options);
     Context& context = parts_.empty() ? *context_ : *parts_.front();
-    {
+    const auto choose = [&] {
       const detail::AtExit reset([&]() noexcept { context.set_path_chooser(nullptr); });
       context.set_path_chooser(&chooser);
       run_every_level(context, micro_batch_);
+    };
+    const auto prepare_all = [&] {
+      for (const auto& part : parts_) prepare(*part, micro_batch_, batch_ % micro_batch_);
+      if (staged_prepared_) prepare(*context_, staged_batch_, batch_ % staged_batch_);
+    };
+#if defined(__cpp_exceptions)
+    try {
+      choose();
+    } catch (...) {
+      prepare_all();  // some layers may have new paths
+      throw;
     }
-    for (const auto& part : parts_) prepare(*part, micro_batch_, batch_ % micro_batch_);
-    if (staged_prepared_) prepare(*context_, staged_batch_, batch_ % staged_batch_);
+#else
+    choose();
+#endif
+    prepare_all();
     return chooser.paths();
   }
 
@@ -235,7 +248,9 @@ class Session {
     clock_ = clock;
   }
   /// The router of runs with a deadline; null before `set_profile`.
-  [[nodiscard]] Router* router() noexcept { return router_.get(); }
+  [[nodiscard]] Router* router() noexcept {
+    return router_.get();
+  }
 
   /// Runs what `input()` holds by `deadline`, each stage at the level that `policy` chooses. Neither allocates nor
   /// throws nor locks (beyond what the executor does). Precondition: `set_profile` was called.

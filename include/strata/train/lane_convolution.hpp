@@ -327,6 +327,8 @@ class LaneConvolution {
       masks->sparse = static_cast<double>(count) <= sparse_density * static_cast<double>(weight_.value.size());
       cached = masks;
     }
+    // Masks have offsets of 32 bits within a block of channels; the dense product takes larger ones.
+    if (masks->sparse && std::max(in_.block_step(), out_.block_step()) > index_t{0xFFFFFFFF}) return;
     masks_ = std::move(masks);
   }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -82,15 +83,31 @@ class TapeResources {
     }
   }
 
-  /// Runs tasks 0 .. count-1, side by side unless the caller is such a task itself.
-  void parallel_for(index_t count, TaskRef task) noexcept {
+  /// Runs tasks 0 .. count-1, side by side unless the caller is such a task itself. What one of them raises is raised
+  /// when all have ended.
+  void parallel_for(index_t count, TaskRef task) {
     if (executor_ == nullptr || in_tasks_) {
       for (index_t i = 0; i < count; ++i) task(i);
       return;
     }
     in_tasks_ = true;
+#if defined(__cpp_exceptions)
+    std::exception_ptr raised;
+    std::mutex mutex;
+    executor_->parallel_for(count, [&](index_t i) {
+      try {
+        task(i);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        raised = std::current_exception();
+      }
+    });
+    in_tasks_ = false;
+    if (raised) std::rethrow_exception(raised);
+#else
     executor_->parallel_for(count, task);
     in_tasks_ = false;
+#endif
   }
   /// Calls `f(part, first, last)` for `parts` fixed ranges of 0 .. count-1, side by side.
   template <class F>
@@ -102,7 +119,9 @@ class TapeResources {
     });
   }
   /// For tensors that outlive it.
-  void forget_executor() noexcept { executor_ = nullptr; }
+  void forget_executor() noexcept {
+    executor_ = nullptr;
+  }
 
  private:
   BufferPool<Scalar> whole_;
@@ -453,8 +472,8 @@ class Context {
     }
   }
 
-  /// Runs tasks 0 .. count-1 side by side.
-  void parallel_for(index_t count, TaskRef task) noexcept { resources_->parallel_for(count, task); }
+  /// Runs tasks 0 .. count-1 side by side. What one of them raises is raised when all have ended.
+  void parallel_for(index_t count, TaskRef task) { resources_->parallel_for(count, task); }
   /// Calls `f(part, first, last)` for `parts` fixed ranges of 0 .. count-1, side by side.
   template <class F>
   void for_parts(index_t count, F&& f) {

@@ -120,7 +120,10 @@ class WeightMatrix {
     return is_sparse_;
   }
   /// Dense row-major weights that the archive of `begin` holds.
-  void view(const Scalar* weights, index_t rows, index_t columns) { dense_ = {weights, rows, columns, 96}; }
+  void view(const Scalar* weights, index_t rows, index_t columns) {
+    is_sparse_ = false;
+    dense_ = {weights, rows, columns, 96};
+  }
 
   [[nodiscard]] index_t rows() const noexcept { return is_sparse_ ? sparse_.rows() : dense_.rows(); }
   [[nodiscard]] index_t columns() const noexcept { return is_sparse_ ? sparse_.columns() : dense_.columns(); }
