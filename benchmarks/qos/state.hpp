@@ -76,10 +76,12 @@ class State {
   /// Takes what all rows of `name` have in common. Raises: rows that are there already were measured with others.
   void set_settings(const std::string& name, const nlohmann::json& settings) {
     nlohmann::json& known = info_[name];
+    const bool first = known.empty();
     for (const auto& [key, value] : settings.items()) {
-      if (known.contains(key) && known.at(key) != value)
-        strata::raise(
-            strata::Error("state: " + name + ", " + key, known.at(key).dump() + " as in its rows", value.dump()));
+      // A setting that is newer than the rows was not there when they were measured.
+      const std::string held = known.contains(key) ? known.at(key).dump() : "none";
+      if (!first && held != value.dump())
+        strata::raise(strata::Error("state: " + name + ", " + key, held + " as in its rows", value.dump()));
       known[key] = value;
     }
   }

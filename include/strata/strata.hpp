@@ -47,7 +47,9 @@
 #include <strata/layers/point_set.hpp>
 #include <strata/layers/sequence.hpp>
 #include <strata/runtime/clock.hpp>
+#if defined(__cpp_rtti)
 #include <strata/runtime/dispatch.hpp>
+#endif
 #include <strata/runtime/graph_session.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/policy.hpp>

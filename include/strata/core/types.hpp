@@ -1,6 +1,10 @@
 // Small vocabulary types that every part of the library shares: sizes, levels and pairs of spatial extents.
 #pragma once
 
+#if !defined(__GNUC__) || defined(_WIN32)
+#error "strata expects g++ 12 or clang++ 14, or later ones, on Linux or another POSIX system"
+#endif
+
 #include <compare>
 #include <cstddef>
 #include <cstdint>

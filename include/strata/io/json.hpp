@@ -16,6 +16,10 @@
 
 #include <strata/core/error.hpp>
 
+#if defined(_LIBCPP_VERSION) && _LIBCPP_VERSION < 200000
+#error "strata expects std::from_chars for double: libstdc++, or libc++ from LLVM 20 on"
+#endif
+
 namespace strata::io {
 
 namespace detail {
