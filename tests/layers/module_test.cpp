@@ -81,6 +81,32 @@ struct Twice {
     v("width", height);
   }
 };
+/// A struct within has padding behind its last member.
+struct Nested {
+  Closed inner;
+  bool flag = false;
+  template <class V>
+  void visit(V&& v) {
+    v("width", inner.width);
+    v("relu", inner.relu);
+    v("kernel_h", inner.kernel.h);
+    v("kernel_w", inner.kernel.w);
+    v("flag", flag);
+  }
+};
+struct Tail {
+  struct Inner {
+    index_t width = 8;
+    bool relu = false;
+  } inner;
+  bool flag = false;
+  template <class V>
+  void visit(V&& v) {
+    v("width", inner.width);
+    v("relu", inner.relu);
+    v("flag", flag);
+  }
+};
 /// Stored in another form than it has.
 struct Elsewhere {
   strata::Pair kernel = 3;
@@ -189,4 +215,6 @@ TEST_CASE("a config whose visit leaves out a number is an error") {
   Closed::forgetful = false;
   CHECK(strata::check_config<NetOf<Twice>>().error().found() == "\"width\" twice");
   CHECK(strata::check_config<NetOf<Elsewhere>>());
+  CHECK(strata::check_config<NetOf<Nested>>());
+  CHECK(strata::check_config<NetOf<Tail>>());
 }
