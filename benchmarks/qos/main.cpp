@@ -100,7 +100,6 @@ struct Options {
   [[nodiscard]] std::vector<qos::PolicyName> chosen_policies() const {
     return chosen(qos::policy_names(), policies, "--policies");
   }
-  /// The kinds of interference asked for, over as many cores as the server has.
   /// What rows that add up have to have in common of the router's options.
   [[nodiscard]] nlohmann::json router_settings() const {
     return {{"confidence", confidence},
@@ -113,6 +112,7 @@ struct Options {
             {"calm", calm},
             {"estimator", estimator}};
   }
+  /// The kinds of interference asked for, over as many cores as the server has.
   [[nodiscard]] std::vector<qos::Interference> interferences(int count) const {
     return chosen(qos::interferences(count), kinds, "--interference");
   }
@@ -210,12 +210,13 @@ void simulate(const Options& options) {
         for (const std::string& name : names)
           state.set_done(recording.network + " simulation|" + kind.name + "|" + qos::name_of(arrivals), name, factor);
       }
-  state.info()[recording.network + " simulation"] = {
+  nlohmann::json settings = {
       {"requests", options.requests},
       {"load", options.load},
       {"seed", options.seed},
       {"full_median_ms", recording.profile().whole(Level{recording.levels() - 1}).median() / 1e6}};
-  state.set_settings(recording.network + " simulation", options.router_settings());
+  settings.update(options.router_settings());
+  state.set_settings(recording.network + " simulation", settings);
   if (!options.out.empty()) state.write(options.out);
   std::printf("%s", qos::text_table(state.rows()).c_str());
 }
@@ -285,20 +286,21 @@ void run(const Options& options) {
     };
     if (!becomes_quiet()) return stop("the machine is busy");
     const std::string rows = options.row_name() + " real";
-    state.set_settings(rows, {{"network", options.network},
-                              {"full_median_ms", median / 1e6},
-                              {"sparsest_median_ms", profile.whole(Level{0}).median() / 1e6},
-                              {"batch", options.batch},
-                              {"micro_batch", profile.key.micro_batch},
-                              {"threads", options.threads},
-                              {"cores", options.cores},
-                              {"real_time_priority", options.real_time},
-                              {"load", options.load},
-                              {"quiet", options.quiet},
-                              {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
-                              {"profile_pause_ms", static_cast<double>(profiling.pause.count()) / 1e6},
-                              {"instruction_set", profile.key.instruction_set}});
-    state.set_settings(rows, options.router_settings());
+    nlohmann::json settings = {{"network", options.network},
+                               {"full_median_ms", median / 1e6},
+                               {"sparsest_median_ms", profile.whole(Level{0}).median() / 1e6},
+                               {"batch", options.batch},
+                               {"micro_batch", profile.key.micro_batch},
+                               {"threads", options.threads},
+                               {"cores", options.cores},
+                               {"real_time_priority", options.real_time},
+                               {"load", options.load},
+                               {"quiet", options.quiet},
+                               {"slice_ms", static_cast<double>(routing.slice.count()) / 1e6},
+                               {"profile_pause_ms", static_cast<double>(profiling.pause.count()) / 1e6},
+                               {"instruction_set", profile.key.instruction_set}};
+    settings.update(options.router_settings());
+    state.set_settings(rows, settings);
     if (!state.info()[rows].contains("controller")) {
       const auto cost = server.router_cost(100, Duration(static_cast<std::int64_t>(1.5 * median)));
       const double decision = qos::decision_cost(profile);
