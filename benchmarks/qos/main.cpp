@@ -19,6 +19,7 @@
 
 #include <strata/strata.hpp>
 #include <strata/train/data.hpp>
+#include <strata/train/prune.hpp>
 
 #include "../../examples/quickstart/network.hpp"
 #include "../../examples/resnet/network.hpp"
@@ -160,7 +161,7 @@ void with_server(const Options& options, const strata::SessionOptions& session, 
       const auto budgets = examples::parse_levels(options.levels);
       resnet::TrainingNet network(resnet::resnet50());
       resnet::randomise(network, options.seed);
-      resnet::count_uses(network);
+      strata::train::count_uses(network);
       resnet::mask_randomly(network, budgets, true);
       if (const auto directory = std::filesystem::path(options.model).parent_path(); !directory.empty())
         std::filesystem::create_directories(directory);

@@ -16,6 +16,7 @@
 
 #include <strata/strata.hpp>
 #include <strata/train/allocation.hpp>
+#include <strata/train/prune.hpp>
 #include <strata/train/state_dict.hpp>
 
 #include "../support/table.hpp"
@@ -98,7 +99,7 @@ inline void run_benchmark(const BenchmarkOptions& options) {
 
   TrainingNet dense_network(resnet50(options.size));
   randomise(dense_network, options.seed);
-  count_uses(dense_network);
+  strata::train::count_uses(dense_network);
   TrainingNet network = dense_network;
   mask_randomly(network, options.budgets, !options.uniform);
   const auto counts = train::count_layers<float>(network, levels);

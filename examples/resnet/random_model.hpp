@@ -13,7 +13,6 @@
 #include <vector>
 
 #include <strata/core/error.hpp>
-#include <strata/core/executor.hpp>
 #include <strata/sparse/budget.hpp>
 #include <strata/train/allocation.hpp>
 #include <strata/train/training.hpp>
@@ -23,16 +22,6 @@
 namespace resnet {
 
 using TrainingNet = ResNet<strata::train::Training<float>>;
-
-/// One picture through `network`, so that every weight knows how many pixels use it.
-inline void count_uses(TrainingNet& network) {
-  strata::SerialExecutor executor;
-  strata::train::Context<float> context(executor);
-  context.training = false;
-  context.begin(strata::Level{0});
-  const std::vector<float> picture(static_cast<std::size_t>(network.input_shape().size()));
-  (void)network(context, strata::train::input_tensor(context, picture.data(), 1, network.input_shape()));
-}
 
 /// Which share of each layer's weights a level keeps: uniform, the first layer `first_factor` times as dense, all times
 /// (uses / most uses)^-tilt. With `hold_flops` the tilt is the least for which the FLOP bound holds while the weight
@@ -107,7 +96,7 @@ inline void randomise(TrainingNet& network, std::uint64_t seed) {
 
 /// Gives `network` nested masks of the largest weights of each layer at `random_densities`. The norms of a level make
 /// up for what the layer lost in variance, so that activations neither vanish nor grow. Raises: budgets that
-/// `check_budgets` or `random_densities` refuse. Precondition: `count_uses`.
+/// `check_budgets` or `random_densities` refuse. Precondition: `train::count_uses`.
 inline void mask_randomly(TrainingNet& network, const std::vector<strata::LevelBudget>& budgets, bool hold_flops) {
   (void)strata::check_budgets(budgets).value();
   const auto levels = static_cast<int>(budgets.size());

@@ -49,6 +49,34 @@ TEST_CASE("a run allocates nothing, gives the same result every time and switche
     }
 }
 
+TEST_CASE("a session tells the shape of an output and the memory that it holds") {
+  auto model = SmallModel::from_archive(small_archive()).value();
+  strata::Session<SmallModel> one(model);
+  CHECK(one.output_shape().size() == static_cast<index_t>(one.output().size()));
+  CHECK(one.output_shape().height == 1);
+  strata::Session<SmallModel> five(model, {.threads = 2, .batch = 5, .micro_batch = 2});
+  CHECK(five.output_shape() == one.output_shape());
+  CHECK(five.output().size() == 5 * one.output().size());
+  const auto numbers = [](const auto& session) {
+    return static_cast<index_t>((session.output().size() + static_cast<std::size_t>(81 * session.batch())) * 4);
+  };
+  CHECK(one.bytes() > numbers(one));
+  CHECK(five.bytes() > numbers(five));
+  const index_t before = five.bytes();
+  const strata::Clock clock;
+  std::vector<strata::TimePoint> starts(five.stages().size() + 1);
+  five.forward_timed(Level{0}, clock, starts);  // by stages, which takes memory of its own once
+  CHECK(five.bytes() > before);
+
+  // A session that was moved goes on where it was.
+  const std::vector<float> input(5 * 81, 0.5F);
+  const auto expected = five.run(input, Level{1});
+  const std::vector<float> first(expected.begin(), expected.end());
+  strata::Session<SmallModel> moved = std::move(five);
+  const auto output = moved.run(input, Level{1});
+  CHECK(std::equal(output.begin(), output.end(), first.begin(), first.end()));
+}
+
 TEST_CASE("a dense path gives what the sparse one gives, at the levels that it was chosen for") {
   auto model = SmallModel::from_archive(small_archive()).value();
   for (const auto& [batch, micro_batch] : {std::pair<index_t, index_t>{1, 0}, {5, 2}, {5, 5}}) {

@@ -43,7 +43,7 @@ std::vector<float> moved(const Dataset& data, index_t index, index_t dy, index_t
         const int pixel =
             inside ? data.pixels[static_cast<std::size_t>(((index * s.channels + c) * s.height + sy) * s.width + sx)]
                    : 0;
-        result.push_back(static_cast<float>((pixel / 255.0 - data.mean) / data.deviation));
+        result.push_back(static_cast<float>((pixel / 255.0 - data.mean_of(c)) / data.deviation_of(c)));
       }
   return result;
 }
@@ -152,6 +152,53 @@ TEST_CASE("a slice holds its pictures, labels and the normalisation of the whole
       CHECK(moved(part, i, 0, 0, false) == moved(data, first + i, 0, 0, false));
     }
   }
+}
+
+TEST_CASE("channels are normalised apart if the data say so") {
+  Dataset data = pictures(4, {3, 4, 5}, 2);
+  data.mean = 0.9;
+  data.deviation = 7;
+  data.channel_means = {0.485, 0.456, 0.406};
+  CHECK(data.check().ok());
+  CHECK(data.deviation_of(2) == 7);
+  data.channel_deviations = {0.229, 0.224, 0.225};
+  REQUIRE(data.check().ok());
+  const std::vector<std::uint32_t> indices = {2, 0};
+  std::vector<float> batch;
+  std::vector<std::uint8_t> labels;
+  data.batch(indices.data(), 2, batch, labels);
+  std::vector<float> expected;
+  for (const index_t index : {2, 0})
+    for (const float value : moved(data, index, 0, 0, false)) expected.push_back(value);
+  CHECK(batch == expected);
+  CHECK(close({batch[20]}, {static_cast<float>((data.pixels[2 * 60 + 20] / 255.0 - 0.456) / 0.224)}));
+  CHECK(moved(data.slice(1, 3), 1, 0, 0, false) == moved(data, 2, 0, 0, false));
+  // What a shift brings in is black in every channel.
+  std::mt19937_64 random(3);
+  const std::uint32_t first = 0;
+  bool found = false;
+  for (int i = 0; i < 20 && !found; ++i) {
+    data.batch(&first, 1, batch, labels, &random, {.shift = 1});
+    for (const index_t dy : {-1, 0, 1})
+      for (const index_t dx : {-1, 0, 1})
+        found = found || ((dx != 0 || dy != 0) && close(batch, moved(data, 0, dy, dx, false)));
+  }
+  CHECK(found);
+
+  Dataset other = data;
+  other.normalise();
+  CHECK(other.channel_means.empty());
+  CHECK(other.channel_deviations.empty());
+  other = data;
+  other.channel_means.pop_back();
+  CHECK(other.check().error().expected() == "a mean and a deviation for each of 3 channels, or none");
+  CHECK(other.check().error().found() == "2 and 3");
+  other = data;
+  other.channel_deviations[0] = 0;
+  CHECK(other.check().error().expected() == "a finite deviation above 0");
+  other = data;
+  other.channel_means[2] = std::numeric_limits<double>::quiet_NaN();
+  CHECK(other.check().error().expected() == "a finite mean");
 }
 
 TEST_CASE("a slice beyond the pictures is an error") {

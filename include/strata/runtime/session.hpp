@@ -111,8 +111,19 @@ class Session {
 
   /// The input buffer, batch x channels x height x width row-major, for `forward`.
   [[nodiscard]] std::span<Scalar> input() & noexcept { return input_; }
-  /// The output of the last run, batch x channels x height x width row-major.
+  /// The output of the last run, batch x `output_shape()` row-major: what the network's pass returns, as it is.
   [[nodiscard]] std::span<const Scalar> output() const& noexcept { return output_; }
+  /// Channels, height and width of one output.
+  [[nodiscard]] Shape output_shape() const noexcept { return output_shape_; }
+
+  /// Memory that belongs to this session: input, output and activations. The weights are the model's
+  /// (`Model::bytes`), which all sessions of it share.
+  [[nodiscard]] index_t bytes() const noexcept {
+    auto bytes = static_cast<index_t>((input_.size() + output_.size()) * sizeof(Scalar));
+    bytes += context_->arena().capacity();
+    for (const auto& part : parts_) bytes += part->arena().capacity();
+    return bytes;
+  }
 
   [[nodiscard]] int threads() const noexcept { return context_->executor().threads(); }
   /// Names of the stages between which the level may change, of one micro-batch after the other: `first_stage`, then
@@ -347,7 +358,8 @@ class Session {
       if (context.error()) raise(*context.error());
       if (network_stages_.empty()) network_stages_ = names;
       if (names != network_stages_) raise(Error({"stages of level ", level}, {"those of level 0"}, {"others"}));
-      output_.resize(static_cast<std::size_t>(batch_ * y.shape().size()));
+      output_shape_ = y.shape();
+      output_.resize(static_cast<std::size_t>(batch_ * output_shape_.size()));
     }
     model_.residency().forget_absent();
   }
@@ -390,6 +402,7 @@ class Session {
   std::vector<Scalar> input_;
   const Scalar* source_ = nullptr;  // what a run reads: `input_`, or the caller's
   std::vector<Scalar> output_;
+  Shape output_shape_;
   std::vector<std::string> network_stages_;
   std::vector<std::string> stages_;  // of all micro-batches
   Level level_;

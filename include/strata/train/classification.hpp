@@ -64,6 +64,10 @@ class Classification {
     if (std::pair(data_.mean, data_.deviation) != data_.statistics())
       text += ", mean " + strata::detail::number_text(data_.mean) + ", deviation " +
               strata::detail::number_text(data_.deviation);
+    for (std::size_t c = 0; c < data_.channel_means.size(); ++c)
+      text += ", mean " + std::to_string(c) + " " + strata::detail::number_text(data_.channel_means[c]);
+    for (std::size_t c = 0; c < data_.channel_deviations.size(); ++c)
+      text += ", deviation " + std::to_string(c) + " " + strata::detail::number_text(data_.channel_deviations[c]);
     if (variation.hole > 0) text += ", hole " + std::to_string(variation.hole);
     if (const auto& levels = options_.level_variation; levels && *levels != variation)
       text += ", level_shift " + std::to_string(levels->shift) + ", level_flip " + std::to_string(levels->flip) +

@@ -61,11 +61,23 @@ struct Dataset {
   std::vector<std::uint8_t> labels = {};
   double mean = 0;       ///< subtracted from pixel / 255
   double deviation = 1;  ///< what the difference is divided by
+  /// The same for each channel apart, as checkpoints of others may want it (ImageNet's are normalised so); empty: the
+  /// two above for all.
+  std::vector<double> channel_means = {};
+  std::vector<double> channel_deviations = {};
 
   [[nodiscard]] index_t size() const noexcept { return static_cast<index_t>(labels.size()); }
+  /// What `channel` is normalised by.
+  [[nodiscard]] double mean_of(index_t channel) const {
+    return channel_means.empty() ? mean : channel_means[static_cast<std::size_t>(channel)];
+  }
+  [[nodiscard]] double deviation_of(index_t channel) const {
+    return channel_deviations.empty() ? deviation : channel_deviations[static_cast<std::size_t>(channel)];
+  }
 
   /// Errors: no pictures, no shape, as many pixels as the shape does not give, classes below 1 or above 256, a label
-  /// that is no class, a mean that is not finite, a deviation that is not or not above 0.
+  /// that is no class, a mean that is not finite, a deviation that is not or not above 0, means or deviations of some
+  /// channels only.
   [[nodiscard]] Status check() const {
     if (labels.empty()) return Error("dataset", "at least one picture", "none");
     if (shape.channels < 1 || shape.height < 1 || shape.width < 1)
@@ -75,13 +87,24 @@ struct Dataset {
     if (classes < 1 || classes > 256) return Error("dataset", "1 to 256 classes", classes);
     for (const std::uint8_t label : labels)
       if (label >= classes) return Error("dataset", "labels below " + std::to_string(classes), std::to_string(label));
-    if (!std::isfinite(mean)) return Error("dataset", "a finite mean", mean);
-    if (!std::isfinite(deviation) || deviation <= 0) return Error("dataset", "a finite deviation above 0", deviation);
+    for (const auto* numbers : {&channel_means, &channel_deviations})
+      if (!numbers->empty() && static_cast<index_t>(numbers->size()) != shape.channels)
+        return Error({"dataset"}, {"a mean and a deviation for each of ", shape.channels, " channels, or none"},
+                     {channel_means.size(), " and ", channel_deviations.size()});
+    for (index_t channel = 0; channel < shape.channels; ++channel) {
+      if (!std::isfinite(mean_of(channel))) return Error("dataset", "a finite mean", mean_of(channel));
+      if (!std::isfinite(deviation_of(channel)) || deviation_of(channel) <= 0)
+        return Error("dataset", "a finite deviation above 0", deviation_of(channel));
+    }
     return success();
   }
 
-  /// Takes mean and deviation from the pixels.
-  void normalise() { std::tie(mean, deviation) = statistics(); }
+  /// Takes mean and deviation from the pixels, of all channels together.
+  void normalise() {
+    std::tie(mean, deviation) = statistics();
+    channel_means.clear();
+    channel_deviations.clear();
+  }
 
   /// Mean and deviation of the pixels.
   [[nodiscard]] std::pair<double, double> statistics() const {
@@ -101,7 +124,7 @@ struct Dataset {
   [[nodiscard]] Dataset slice(index_t first, index_t last) const {
     if (first < 0 || last < first || last > size())
       raise(Error({"slice of a dataset"}, {"a range within 0 to ", size()}, {first, " to ", last}));
-    Dataset part{shape, classes, {}, {}, mean, deviation};
+    Dataset part{shape, classes, {}, {}, mean, deviation, channel_means, channel_deviations};
     part.pixels.assign(pixels.begin() + first * shape.size(), pixels.begin() + last * shape.size());
     part.labels.assign(labels.begin() + first, labels.begin() + last);
     return part;
@@ -115,11 +138,13 @@ struct Dataset {
     for (index_t i = 0; i < count; ++i)
       if (indices[i] >= labels.size())
         raise(Error({"batch of a dataset"}, {"pictures 0 to ", size() - 1}, {indices[i]}));
-    pictures.assign(static_cast<std::size_t>(count * shape.size()), static_cast<float>(-mean / deviation));
+    pictures.resize(static_cast<std::size_t>(count * shape.size()));
     batch_labels.resize(static_cast<std::size_t>(count));
-    std::array<float, 256> values;
-    for (std::size_t pixel = 0; pixel < values.size(); ++pixel)
-      values[pixel] = static_cast<float>((static_cast<double>(pixel) / 255.0 - mean) / deviation);
+    std::vector<std::array<float, 256>> values(static_cast<std::size_t>(shape.channels));  // by channel and pixel
+    for (index_t c = 0; c < shape.channels; ++c)
+      for (std::size_t pixel = 0; pixel < 256; ++pixel)
+        values[static_cast<std::size_t>(c)][pixel] =
+            static_cast<float>((static_cast<double>(pixel) / 255.0 - mean_of(c)) / deviation_of(c));
     for (index_t i = 0; i < count; ++i) {
       const index_t source = static_cast<index_t>(indices[i]) * shape.size();
       batch_labels[static_cast<std::size_t>(i)] = labels[indices[i]];
@@ -127,14 +152,17 @@ struct Dataset {
       const index_t dy = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - variation.shift;
       const index_t dx = random == nullptr ? 0 : static_cast<index_t>((*random)() % span) - variation.shift;
       const bool mirrored = random != nullptr && variation.flip && (*random)() % 2 == 0;
-      for (index_t c = 0; c < shape.channels; ++c)
+      for (index_t c = 0; c < shape.channels; ++c) {
+        const std::array<float, 256>& value = values[static_cast<std::size_t>(c)];
+        float* const plane = pictures.data() + (i * shape.channels + c) * shape.height * shape.width;
+        std::fill(plane, plane + shape.height * shape.width, value[0]);
         for (index_t y = std::max<index_t>(0, dy); y < std::min(shape.height, shape.height + dy); ++y)
           for (index_t x = std::max<index_t>(0, dx); x < std::min(shape.width, shape.width + dx); ++x) {
             const index_t sx = mirrored ? shape.width - 1 - (x - dx) : x - dx;
             const index_t from = source + (c * shape.height + y - dy) * shape.width + sx;
-            pictures[static_cast<std::size_t>(((i * shape.channels + c) * shape.height + y) * shape.width + x)] =
-                values[pixels[static_cast<std::size_t>(from)]];
+            plane[y * shape.width + x] = value[pixels[static_cast<std::size_t>(from)]];
           }
+      }
       if (random != nullptr && variation.hole > 0)
         detail::cut_hole(pictures.data() + i * shape.size(), shape, variation.hole, *random);
     }
@@ -162,6 +190,31 @@ void load_samples(Task& task, std::span<const std::uint32_t> indices, std::uint6
     task.load(indices, seed);
   }
 }
+
+/// Batches of a task for measurements of levels: its samples in an order that follows from a seed, over and over.
+template <class Task>
+class BatchesInTurn {
+ public:
+  /// `task` has to outlive it. Batches are as large as the task has samples, `batch` at most. Precondition: both are
+  /// at least 1.
+  BatchesInTurn(Task& task, index_t batch, std::uint64_t seed)
+      : task_(task),
+        seed_(seed),
+        order_(shuffled(task.size(), seed, 0)),
+        count_(std::min(order_.size(), static_cast<std::size_t>(batch))) {}
+
+  /// Makes batch number `batch` the task's current one.
+  void load(index_t batch) const {
+    const std::size_t first = static_cast<std::size_t>(batch) * count_ % (order_.size() - count_ + 1);
+    load_samples(task_, {order_.data() + first, count_}, seed_ * 1'000'003U + static_cast<std::uint64_t>(batch), true);
+  }
+
+ private:
+  Task& task_;
+  std::uint64_t seed_;
+  std::vector<std::uint32_t> order_;
+  std::size_t count_;
+};
 
 }  // namespace detail
 

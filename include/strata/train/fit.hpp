@@ -32,6 +32,7 @@
 #include <strata/train/allocation.hpp>
 #include <strata/train/data.hpp>
 #include <strata/train/optimiser.hpp>
+#include <strata/train/recalibration.hpp>
 #include <strata/train/recipe.hpp>
 #include <strata/train/training.hpp>
 
@@ -641,20 +642,10 @@ class Trainer {
 
   /// Batch-norm statistics of every level as means over batches of the final weights.
   void recalibrate() {
-    const double momentum = context_.norm_momentum;
-    context_.bfloat16 = false;  // as the network will be used, which is without dropout too
-    context_.dropout_factors.assign(static_cast<std::size_t>(levels()), 0.0);
-    for (int level = 0; level < levels() && recipe_.recalibration_batches > 0; ++level)
-      for (index_t batch = 0; batch < recipe_.recalibration_batches; ++batch) {
-        load_batch(batch % steps_per_epoch_, level_count() > 0);
-        context_.norm_momentum = 1 / static_cast<double>(batch + 1);
-        context_.begin(Level{level});
-        (void)task_.run(network_, context_);
-      }
-    context_.begin(Level{0});
-    context_.norm_momentum = momentum;
-    context_.bfloat16 = recipe_.bfloat16;
-    context_.dropout_factors.clear();
+    train::recalibrate(context_, levels(), recipe_.recalibration_batches, [&](index_t batch) {
+      load_batch(batch % steps_per_epoch_, level_count() > 0);
+      (void)task_.run(network_, context_);
+    });
   }
 
   Network& network_;

@@ -4,8 +4,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <numeric>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,8 +45,7 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
   const auto levels = static_cast<std::size_t>(archive.levels());
   Context<Scalar> context(executor);
   context.dropout_factors.assign(levels, 0.0);  // as the network will be used
-  const auto order = shuffled(task.size(), options.seed, 0);
-  const auto count = std::min(order.size(), static_cast<std::size_t>(options.batch));
+  const detail::BatchesInTurn<Task> in_turn(task, options.batch, options.seed);
 
   struct Statistics {
     std::string norm_name;
@@ -63,9 +60,7 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
     context.drop_at_stage = stage;
     context.drop_to = to;
     for (index_t b = 0; b < batches; ++b) {
-      const std::size_t first = static_cast<std::size_t>(b) * count % (order.size() - count + 1);
-      detail::load_samples(task, {order.data() + first, count},
-                           options.seed * 1'000'003U + static_cast<std::uint64_t>(b), true);
+      in_turn.load(b);
       context.norm_momentum = 1 / static_cast<double>(b + 1);
       context.begin(from);
       (void)task.run(copy, context);
@@ -86,7 +81,7 @@ void calibrate_transitions(const Network& network, Task& task, Archive& archive,
   };
 
   context.begin(Level{0});
-  detail::load_samples(task, {order.data(), count}, options.seed, true);
+  in_turn.load(0);
   {
     Network copy = network;
     (void)task.run(copy, context);
