@@ -5,16 +5,16 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
-#include <fstream>
-#include <iterator>
 #include <limits>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include <strata/core/error.hpp>
+#include <strata/io/mapped_file.hpp>
 #include <strata/sparse/graph.hpp>
 #include <strata/train/node_classification.hpp>
 
@@ -28,20 +28,19 @@ constexpr std::int64_t most_features = 10'000'000;
 /// A text file with the place of the line that is being read, for messages.
 class Lines {
  public:
-  /// Error: the file cannot be read.
+  /// Error: the file cannot be read (names it).
   [[nodiscard]] static strata::Result<Lines> open(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::string text;
-    if (file) text.assign(std::istreambuf_iterator<char>(file), {});
-    if (!file || file.bad()) return strata::Error(path, "a text file that can be read", "none");
-    return Lines(path, std::move(text));
+    // Read, not mapped: a disk that fails is an error then, not a signal.
+    auto file = strata::io::MappedFile::open(path, false);
+    if (!file) return file.error();
+    return Lines(path, std::move(file).value());
   }
 
   /// The next line without its end ("\n" or "\r\n"); false at the end of the file.
   [[nodiscard]] bool next(std::string_view& line) {
     if (at_ >= text_.size()) return false;
     const std::size_t end = std::min(text_.find('\n', at_), text_.size());
-    line = std::string_view(text_).substr(at_, end - at_);
+    line = text_.substr(at_, end - at_);
     if (line.ends_with('\r')) line.remove_suffix(1);
     at_ = end + 1;
     ++number_;
@@ -58,10 +57,14 @@ class Lines {
   }
 
  private:
-  Lines(std::string path, std::string text) : path_(std::move(path)), text_(std::move(text)) {}
+  Lines(std::string path, std::shared_ptr<const strata::io::MappedFile> file)
+      : path_(std::move(path)),
+        file_(std::move(file)),
+        text_(reinterpret_cast<const char*>(file_->bytes().data()), file_->bytes().size()) {}
 
   std::string path_;
-  std::string text_;
+  std::shared_ptr<const strata::io::MappedFile> file_;
+  std::string_view text_;  ///< of the file
   std::size_t at_ = 0;
   std::size_t number_ = 0;
 };

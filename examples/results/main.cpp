@@ -1,8 +1,9 @@
 // Tables and plots from the rows of experiments, the JSON files in docs/results: of one network, and over all of them.
 //
-//   results merge     adds the rows of runs to a file of rows
-//   results show      table, and a plot of accuracy against FLOPs, of one file
-//   results headline  the table over all networks beside the paper's figures
+//   results merge       adds the rows of runs to a file of rows
+//   results show        table, and a plot of accuracy against FLOPs, of one file
+//   results headline    the table over all networks beside the paper's figures
+//   results parameters  what model files hold: weights, embeddings, normalisations at every level
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
@@ -16,7 +17,9 @@
 #include <nlohmann/json.hpp>
 
 #include <strata/io/atomic_file.hpp>
+#include <strata/io/model_file.hpp>
 
+#include "../support/parameters.hpp"
 #include "../support/plot.hpp"
 #include "../support/rows.hpp"
 #include "../support/rows_report.hpp"
@@ -38,13 +41,7 @@ nlohmann::json read_existing(const std::string& path) {
 void merge(const std::string& into, const std::vector<std::string>& files) {
   nlohmann::json rows = std::move(examples::read_rows(into)).value();
   const std::size_t before = rows.size();
-  for (const std::string& file : files)
-    for (auto& row : read_existing(file)) {
-      if (!rows.empty() && examples::part_of(row) != examples::part_of(rows.front()))
-        strata::raise(strata::Error(file, "rows judged by " + examples::part_of(rows.front()) + " data as in " + into,
-                                    "rows by " + examples::part_of(row)));
-      examples::add_row(rows, row);
-    }
+  for (const std::string& file : files) (void)examples::merge_rows(rows, read_existing(file), file).value();
   (void)examples::write_rows(rows, into).value();
   std::printf("%s: %zu rows, %zu of them new\n", into.c_str(), rows.size(), rows.size() - before);
 }
@@ -159,14 +156,36 @@ void headline(const std::vector<std::string>& files, const std::string& report, 
   if (!plot_file.empty()) (void)examples::write_svg(plot, plot_file).value();
 }
 
+/// Shares of levels are of the weights, and of all numbers that a run reads.
+void parameters(const std::vector<std::string>& files) {
+  for (const std::string& file : files) {
+    const auto counts = examples::stored_parameters(strata::io::read_model(file).value());
+    examples::Table table({"model", "weights", "embeddings", "norms", "others", "all", "of weights", "of all"});
+    const auto add = [&](const std::string& name, const examples::ParameterCount& count) {
+      const auto share = [](strata::index_t part, strata::index_t whole) {
+        return examples::percent(static_cast<double>(part) / static_cast<double>(whole), 2);
+      };
+      table.add({name, std::to_string(count.weights), std::to_string(count.embeddings), std::to_string(count.norms),
+                 std::to_string(count.others), std::to_string(count.total()),
+                 share(count.weights, counts.dense.weights), share(count.total(), counts.dense.total())});
+    };
+    add("dense", counts.dense);
+    for (std::size_t level = counts.levels.size(); level-- > 0;)
+      add("level " + std::to_string(level), counts.levels[level]);
+    std::printf("%s\n%s\n", file.c_str(), table.text().c_str());
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Tables and plots from the rows of experiments."};
+  CLI::App app{"Tables and plots from the rows of experiments, and what models are made of."};
   app.require_subcommand(1);
   std::string file, report, plot;
   std::vector<std::string> files;
-  auto* merge_command = app.add_subcommand("merge", "adds rows to a file; a row replaces an older one of the same run");
+  auto* merge_command = app.add_subcommand(
+      "merge",
+      "adds rows to a file; a row replaces an older one of the same run. Refuses rows of runs with other options");
   merge_command->add_option("into", file, "file of rows, made if it is not there")->required();
   merge_command->add_option("files", files, "reports of runs")->required();
   auto* show_command = app.add_subcommand("show", "table of one file, and a plot of accuracy against FLOPs");
@@ -176,8 +195,11 @@ int main(int argc, char** argv) {
   headline_command->add_option("files", files, "files of rows, one for each network and data set")->required();
   headline_command->add_option("--report", report, "file for the table as JSON");
   headline_command->add_option("--plot", plot, "SVG file to write");
+  auto* parameters_command = app.add_subcommand("parameters", "what model files hold, level by level");
+  parameters_command->add_option("files", files, "model files")->required();
   CLI11_PARSE(app, argc, argv);
   try {
+    if (*parameters_command) parameters(files);
     if (*merge_command) merge(file, files);
     if (*show_command) show(file, plot);
     if (*headline_command) headline(files, report, plot);

@@ -8,18 +8,21 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <map>
 #include <span>
+#include <sstream>
 #include <string>
+#include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include <strata/core/error.hpp>
 #include <strata/io/atomic_file.hpp>
+#include <strata/io/mapped_file.hpp>
 
 namespace examples {
 
@@ -44,6 +47,50 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
   return row.value("split", row.value("part", "test"));
 }
 
+/// What the run of a row was told: its command, options in alphabetical order, without those that tell runs of the same
+/// settings apart (seeds), that change what is judged and not what is learnt (--test, --switches), or that take the
+/// dense model from another run.
+[[nodiscard]] inline std::string settings_of(const nlohmann::json& row) {
+  static constexpr std::string_view left_out[] = {"--seed", "--first-seed", "--seeds",
+                                                  "--test", "--switches",   "--dense-from"};
+  std::istringstream words(row.value("command", ""));
+  std::vector<std::string> options;  // with their values; the first is the program
+  for (std::string word; words >> word;)
+    if (options.empty() || word.starts_with("--"))
+      options.push_back(std::move(word));
+    else
+      options.back() += " " + word;
+  std::erase_if(options, [&](const std::string& option) {
+    const std::string_view name = std::string_view(option).substr(0, option.find_first_of(" ="));
+    return std::find(std::begin(left_out), std::end(left_out), name) != std::end(left_out);
+  });
+  if (!options.empty()) std::sort(options.begin() + 1, options.end());
+  std::string settings;
+  for (const std::string& option : options) settings += (settings.empty() ? "" : " ") + option;
+  return settings;
+}
+
+/// Adds `more`, the rows of file `where`, as `add_row` does. Errors, with nothing changed: rows judged by another part
+/// of the data; rows of a network, data, arm and level whose run was told something else than that of rows which are
+/// there (the networks may be of different widths): they would take their place, or a mean be over both.
+[[nodiscard]] inline strata::Status merge_rows(nlohmann::json& rows, const nlohmann::json& more,
+                                               const std::string& where) {
+  nlohmann::json merged = rows;
+  for (const auto& row : more) {
+    if (!merged.empty() && part_of(row) != part_of(merged.front()))
+      return strata::Error(where, "rows judged by " + part_of(merged.front()) + " data", "one by " + part_of(row));
+    for (const auto& old : merged) {
+      const auto same = [&](const char* key) { return old.at(key) == row.at(key); };
+      if (same("network") && same("data") && same("arm") && same("level") && settings_of(old) != settings_of(row))
+        return strata::Error(where, "runs of \"" + settings_of(old) + "\", as those of that arm which are there",
+                             "one of \"" + settings_of(row) + "\"");
+    }
+    add_row(merged, row);
+  }
+  rows = std::move(merged);
+  return strata::success();
+}
+
 /// What rows call the data of a directory: its last name.
 [[nodiscard]] inline std::string data_name(const std::string& directory) {
   std::filesystem::path path = std::filesystem::weakly_canonical(directory);
@@ -54,12 +101,12 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
 /// Reads a file of rows, a JSON array of objects; none if there is no such file. Errors: a file that cannot be read,
 /// another content, rows judged by different parts of the data, two rows of one model.
 [[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (std::error_code unknown; !file && !std::filesystem::exists(path, unknown) && !unknown)
-    return nlohmann::json::array();
-  if (!file) return strata::Error(path, "a readable file", "none");
-  const std::string text(std::istreambuf_iterator<char>(file), {});
-  nlohmann::json rows = nlohmann::json::parse(text, nullptr, false);
+  std::error_code unknown;  // such as a directory that may not be searched: the error is that of reading
+  if (!std::filesystem::exists(path, unknown) && !unknown) return nlohmann::json::array();
+  const auto file = strata::io::MappedFile::open(path, false);
+  if (!file) return file.error();
+  const auto* const text = reinterpret_cast<const char*>(file.value()->bytes().data());
+  nlohmann::json rows = nlohmann::json::parse(text, text + file.value()->bytes().size(), nullptr, false);
   if (!rows.is_array() || !std::all_of(rows.begin(), rows.end(), [](const auto& row) { return row.is_object(); }))
     return strata::Error(path, "rows of an experiment as a JSON array of objects", "something else");
   for (const auto& row : rows)

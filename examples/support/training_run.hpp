@@ -86,14 +86,16 @@ namespace detail {
 inline volatile std::sig_atomic_t stop_requested = 0;
 inline volatile std::sig_atomic_t went_on = 0;
 
+}  // namespace detail
+
 /// Seconds that steps took. One in which the process was suspended counts as much as the mean of those before it.
 class StepClock {
  public:
   void step() {
     const auto now = Clock::now();
     double seconds = std::chrono::duration<double>(now - last_).count();
-    if (went_on != 0 && steps_ > 0) seconds = std::min(seconds, seconds_ / steps_);
-    went_on = 0;
+    if (detail::went_on != 0 && steps_ > 0) seconds = std::min(seconds, seconds_ / steps_);
+    detail::went_on = 0;
     last_ = now;
     seconds_ += seconds;
     ++steps_;
@@ -111,11 +113,11 @@ class StepClock {
 class WatchSignals {
  public:
   WatchSignals() {
-    stop_requested = 0;
+    detail::stop_requested = 0;
     interrupt_ = std::signal(SIGINT, stop);
     end_ = std::signal(SIGTERM, stop);
 #if defined(SIGCONT)
-    going_on_ = std::signal(SIGCONT, [](int) { went_on = 1; });
+    going_on_ = std::signal(SIGCONT, [](int) { detail::went_on = 1; });
 #endif
   }
   WatchSignals(const WatchSignals&) = delete;
@@ -128,10 +130,15 @@ class WatchSignals {
 #endif
   }
 
+  /// Whether a stop was asked for since the watch began.
+  [[nodiscard]] bool stop_requested() const noexcept {
+    return detail::stop_requested != 0;
+  }
+
  private:
   using Handler = void (*)(int);
   static void stop(int /*signal*/) {
-    stop_requested = 1;
+    detail::stop_requested = 1;
   }
 
   Handler interrupt_ = nullptr;
@@ -141,8 +148,6 @@ class WatchSignals {
 #endif
 };
 
-}  // namespace detail
-
 /// Takes steps until the run is done or stopped; prints a line per epoch, and one that says how far a stopped run came.
 /// An interrupt or a signal to end stops it after the step under way; before and after they do what they did.
 /// Raises: a checkpoint of another run or that cannot be read or written, another file in its place.
@@ -150,7 +155,7 @@ template <class Network, class Task>
 TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, strata::index_t batch,
                                const TrainingRunOptions& options) {
   using Clock = std::chrono::steady_clock;
-  const detail::WatchSignals watching;
+  const WatchSignals watching;
   strata::train::check_checkpoint_path(options.checkpoint, options.resume);
   TrainingRunResult result;
   const auto seconds_of = [](const strata::Archive& archive, const char* key, double& value) {
@@ -173,7 +178,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
   }
   const double before = result.seconds;
   const auto start = Clock::now();
-  detail::StepClock clock;
+  StepClock clock;
   const auto since = [](Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); };
   const auto save = [&] {
     strata::Archive archive = trainer.state();
@@ -205,7 +210,7 @@ TrainingRunResult run_training(strata::train::Trainer<Network, Task>& trainer, s
     line(progress);
     epoch_loss += progress.loss;
     ++epoch_steps;
-    stop = detail::stop_requested != 0 || (options.stop_after > 0 && since(start) >= options.stop_after);
+    stop = watching.stop_requested() || (options.stop_after > 0 && since(start) >= options.stop_after);
     if (progress.step % options.steps_per_epoch == 0 || stop || trainer.done()) {
       std::fprintf(stderr, "\repoch %.2f of %.2f, %s: mean loss %.4f, %.1f ms a step, %.0f s left\n",
                    static_cast<double>(progress.step) / static_cast<double>(options.steps_per_epoch),

@@ -1,18 +1,27 @@
-// The GAT example: its reader of graphs against well-formed and hostile files, and the stored model's accuracy on a
-// fixed set of nodes.
+// The GAT example: its reader of graphs against well-formed and hostile files, the stored model's accuracy on a fixed
+// set of nodes, and experiments that are stopped and go on.
 #include <algorithm>
 #include <cmath>
+#include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
+#include <strata/core/archive.hpp>
 #include <strata/io/model_file.hpp>
 #include <strata/runtime/graph_session.hpp>
 #include <strata/train/graph_attention.hpp>
 #include <strata/train/training.hpp>
 
+#include "gat/experiment.hpp"
 #include "gat/graph_text.hpp"
 #include "gat/network.hpp"
 #include "support/catch.hpp"
@@ -57,6 +66,107 @@ std::string refused(const std::string& file, const std::string& text) {
   REQUIRE(message.find(directory.path() + "/") == 0);
   return message.substr(directory.path().size() + 1);
 }
+
+/// A graph of two rings of 15 nodes, of 64 features so that the experiment's budgets can be met. Nodes of ring r have
+/// label r, but for the validation nodes, which have the other one: the more is learnt the worse they are, and the best
+/// epoch of a phase is seldom its last.
+class Rings : public Directory {
+ public:
+  Rings() {
+    std::string labels, features, edges;
+    for (int i = 0; i < 30; ++i) {
+      const int ring = i / 15;
+      const bool validation = i % 5 == 1 || i % 5 == 2;
+      labels += std::to_string(validation ? 1 - ring : ring) + "\n";
+      features += std::to_string(ring) + " " + std::to_string(2 + 2 * i) + (i == 0 ? " 63\n" : "\n");
+      edges += std::to_string(i) + " " + std::to_string(ring * 15 + (i + 1) % 15) + "\n";
+      (i % 5 == 0 ? train_ : (validation ? validation_ : test_)) += " " + std::to_string(i);
+    }
+    write("labels.txt", labels);
+    write("features.txt", features);
+    write("edges.txt", edges);
+    write_split();
+  }
+  /// Makes the test nodes those for validation and the other way round.
+  void exchange_parts() {
+    std::swap(validation_, test_);
+    write_split();
+  }
+
+ private:
+  void write_split() const { write("split.txt", "train" + train_ + "\nval" + validation_ + "\ntest" + test_ + "\n"); }
+
+  std::string train_, validation_, test_;
+};
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+/// An experiment of few steps with its files in a directory of its own: 4 steps of the teacher; joint 12 of pruning, 4
+/// of all levels and 4 of tuning; bottom-up twice 15 of ADMM and 7 of retraining; dense 24.
+class SmallExperiment {
+ public:
+  SmallExperiment(const Rings& rings, const std::string& arm) {
+    options.data = rings.path();
+    options.arms = {arm};
+    options.seeds = 1;
+    options.report = files_.path() + "/rows.json";
+    options.models = files_.path() + "/models";
+    options.checkpoint = files_.path() + "/run.checkpoint";
+    options.resume = true;
+    options.settings.dense_epochs = options.settings.fixed_epochs = options.settings.tune_epochs = 4;
+    options.settings.prune_epochs = 12;
+    options.settings.rate = options.settings.sparse_rate = options.settings.tune_rate = 0.05;
+  }
+
+  /// A sitting that is told to end while its `stop`-th step is under way (0: it is not). Whether it finished.
+  bool run(int stop = 0) {
+    int steps = 0;
+    options.progress = [&](const strata::train::Progress&) {
+      if (++steps == stop) std::raise(SIGTERM);
+    };
+    return gat::Experiment(options, "gat").run();
+  }
+  /// Where the error of a sitting is; empty if there is none.
+  std::string error() {
+    try {
+      (void)run();
+    } catch (const strata::Error& raised) {
+      return raised.where();
+    }
+    return "";
+  }
+
+  [[nodiscard]] nlohmann::json rows() const { return examples::read_rows(options.report).value(); }
+  /// The rows without what differs from sitting to sitting.
+  [[nodiscard]] nlohmann::json results() const {
+    nlohmann::json results = rows();
+    for (auto& row : results) row.erase("seconds");
+    return results;
+  }
+  /// Every bit of every stored network.
+  [[nodiscard]] std::map<std::string, std::string> models() const {
+    std::map<std::string, std::string> bits;
+    for (const auto& entry : fs::directory_iterator(options.models))
+      bits[entry.path().filename().string()] = contents(entry.path().string());
+    return bits;
+  }
+  /// Whether the checkpoint holds values from an earlier epoch, which was better than its own.
+  [[nodiscard]] bool holds_better() const {
+    const strata::Archive archive = strata::io::read_model(options.checkpoint, false).value();
+    const auto* const best = archive.find("gat.best.0");
+    const auto* const own = archive.find("conv1.lin.weight");
+    REQUIRE(own != nullptr);
+    return best != nullptr && !std::ranges::equal(best->bytes, own->bytes);
+  }
+
+  gat::ExperimentOptions options;
+
+ private:
+  Directory files_;
+};
 
 }  // namespace
 
@@ -114,6 +224,12 @@ TEST_CASE("malformed graph files are refused by file and line") {
   fs::remove(fs::path(directory.path()) / "edges.txt");
   CHECK(gat::read_graph(directory.path()).error().where() == directory.path() + "/edges.txt");
   CHECK_FALSE(gat::read_graph(directory.path() + "/none").ok());
+
+  const fs::path labels = fs::path(directory.path()) / "labels.txt";
+  fs::remove(labels);
+  fs::create_directory(labels);
+  CHECK(gat::read_graph(directory.path()).error().where() == labels.string());
+  CHECK(examples::read_rows(labels.string()).error().where() == labels.string());
 }
 
 TEST_CASE("the stored model keeps its accuracy on validation nodes at every level") {
@@ -183,4 +299,97 @@ TEST_CASE("self-checks of graph networks notice changed weights, and inputs that
     CHECK(where("features.offsets", number).starts_with("features: row"));
     CHECK(where("features.indices", number).starts_with("features: row"));
   }
+}
+
+TEST_CASE("an experiment that is stopped after any step goes on with the same bits") {
+  const Rings rings;
+  const std::map<std::string, std::vector<int>> stops = {
+      {"dense", {1, 12, 23}},
+      // In the teacher and at its end; while masks are chosen, with the first ones and the last; the first and the last
+      // step of all levels; the first and the last but one of tuning.
+      {"joint", {2, 4, 9, 14, 16, 17, 20, 21, 23}},
+      // In ADMM and at its end, the first and the last step of retraining, the same of the next level.
+      {"bottom-up", {9, 19, 20, 26, 27, 41, 45}},
+      // In the first network, at its end, in the second one.
+      {"single", {9, 20, 24, 30}}};
+  int better = 0;
+  for (const auto& [arm, all] : stops) {
+    SmallExperiment whole(rings, arm);
+    REQUIRE(whole.run());
+    for (const auto& row : whole.rows()) CHECK(row.at("epochs").get<int>() == (arm == "bottom-up" ? 48 : 24));
+    for (const int stop : all) {
+      INFO(arm << ", stopped after step " << stop);
+      SmallExperiment parts(rings, arm);
+      REQUIRE_FALSE(parts.run(stop));
+      better += parts.holds_better() ? 1 : 0;
+      REQUIRE(parts.run());
+      CHECK(parts.results() == whole.results());
+      const bool same_bits = parts.models() == whole.models();  // not to be printed
+      CHECK(same_bits);
+    }
+  }
+  CHECK(better > 0);  // else the choice of epochs would not be tested
+}
+
+TEST_CASE("the checkpoint of an experiment is that of one run, with its time, data and settings") {
+  Rings rings;
+  SmallExperiment joint(rings, "joint");
+  REQUIRE_FALSE(joint.run(9));
+  const std::string checkpoint = joint.options.checkpoint;
+  const std::string saved = contents(checkpoint);
+  // The teacher, which is trained again, leaves the checkpoint of the network that it is needed for.
+  REQUIRE_FALSE(joint.run(2));
+  CHECK(contents(checkpoint) == saved);
+
+  // A run of another name begins anew.
+  SmallExperiment whole(rings, "single");
+  REQUIRE(whole.run());
+  SmallExperiment single(rings, "single");
+  fs::copy_file(checkpoint, single.options.checkpoint);
+  REQUIRE(single.run());
+  CHECK(single.results() == whole.results());
+  const bool same_bits = single.models() == whole.models();
+  CHECK(same_bits);
+
+  joint.options.settings.tune_epochs = 5;
+  CHECK(joint.error() == checkpoint + ": checkpoint");
+  joint.options.settings.tune_epochs = 4;
+  CHECK(contents(checkpoint) == saved);
+
+  SmallExperiment dense(rings, "dense");
+  REQUIRE_FALSE(dense.run(9));
+  rings.exchange_parts();
+  CHECK(dense.error() == dense.options.checkpoint + ": checkpoint gat.validation");
+  rings.exchange_parts();
+
+  strata::Archive archive = strata::io::read_model(checkpoint, false).value();
+  archive.metadata()["seconds"] = "1000";
+  REQUIRE(strata::io::write_model(archive, checkpoint).ok());
+  REQUIRE(joint.run());
+  for (const auto& row : joint.rows()) {
+    CHECK(row.at("seconds").get<double>() >= 1000);
+    CHECK(row.at("seconds").get<double>() < 2000);
+  }
+}
+
+TEST_CASE("what an experiment could not write or go on from is refused before any training") {
+  const Rings rings;
+  SmallExperiment small(rings, "joint");
+  const gat::ExperimentOptions usual = small.options;
+  const std::string missing = usual.checkpoint + "/none/file";
+
+  strata::Archive other;
+  const std::vector<float> numbers = {1, 2};
+  other.add<float>("numbers", {2}, 0, numbers);
+  other.metadata()["checkpoint"] = "another program's";
+  REQUIRE(strata::io::write_model(other, usual.checkpoint).ok());
+  CHECK(small.error() == usual.checkpoint);
+  small.options.checkpoint.clear();
+  CHECK(small.error() == "--resume");
+  small.options.checkpoint = missing;
+  CHECK(small.error() == missing);
+  small.options = usual;
+  small.options.report = missing;
+  CHECK(small.error() == "--report");
+  CHECK_FALSE(fs::exists(usual.models));
 }

@@ -3,8 +3,10 @@
 #include "support/rows.hpp"
 
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 #include <unistd.h>
 #include <vector>
@@ -182,6 +184,53 @@ TEST_CASE("rows judged by different parts of the data do not mix, and a file tha
   REQUIRE(examples::write_rows(rows, path).ok());
   CHECK(examples::read_rows(path).error().found() == "one by test");
   std::filesystem::remove(path);
+}
+
+TEST_CASE("rows of runs with other options do not take the place of others, nor stand beside them") {
+  const auto of = [](const std::string& command, int seed, double accuracy) {
+    auto result = nlohmann::json::array({row("joint", seed, 1, accuracy, 0.13), row("joint", seed, 0, accuracy, 0.05)});
+    for (auto& each : result) each["command"] = command;
+    return result;
+  };
+  CHECK(examples::settings_of(of("net train --width 2 --seed=1 --levels 0.1:0.1,0.2:0.2 --test --a", 1, 0)[0]) ==
+        "net train --a --levels 0.1:0.1,0.2:0.2 --width 2");
+  CHECK(examples::settings_of(nlohmann::json::object()).empty());
+
+  nlohmann::json rows = of("net train --data DIR --seed 1 --epochs 3 --width 512 --test", 1, 0.4);
+  const nlohmann::json before = rows;
+  REQUIRE(examples::merge_rows(rows, of("net train --width 512 --data DIR --seed 2 --epochs 3", 2, 0.5), "two").ok());
+  CHECK(rows.size() == 4);
+  REQUIRE(examples::merge_rows(rows, of("net train --data DIR --seed 1 --epochs 3 --width 512 --switches", 1, 0.6), "")
+              .ok());
+  CHECK(rows.size() == 4);
+  CHECK(examples::by_seed(rows, "joint", "1", "accuracy") == std::map<std::int64_t, double>{{1, 0.6}, {2, 0.5}});
+  rows = before;
+  for (const int seed : {1, 2}) {
+    const auto narrow = of("net train --data DIR --seed " + std::to_string(seed) + " --epochs 3", seed, 0.3);
+    const auto status = examples::merge_rows(rows, narrow, "narrow.json");
+    REQUIRE_FALSE(status.ok());
+    CHECK(status.error().where() == "narrow.json");
+    CHECK(status.error().found() == "one of \"net train --data DIR --epochs 3\"");
+  }
+  auto validation = of("net train --data DIR --seed 1 --epochs 3 --width 512", 1, 0.3);
+  for (auto& each : validation) each["split"] = "validation";
+  CHECK(examples::merge_rows(rows, validation, "file").error().found() == "one by validation");
+  CHECK(rows == before);
+}
+
+TEST_CASE("GNMT's stored rows say what they were judged by, and models of two widths do not mix") {
+  const auto stored = [](const char* name) {
+    return examples::read_rows(std::string(STRATA_SOURCE_DIR "/docs/results/") + name).value();
+  };
+  nlohmann::json rows = stored("gnmt.json");
+  nlohmann::json narrow = stored("gnmt-256.json");
+  CHECK(examples::part_of(rows.front()) == "test");
+  CHECK(examples::part_of(narrow.front()) == "validation");
+  CHECK(examples::merge_rows(rows, narrow, "gnmt-256.json").error().found() == "one by validation");
+  for (auto& each : narrow) each["split"] = "test";
+  CHECK(examples::merge_rows(rows, narrow, "gnmt-256.json").error().found() == "one of \"gnmt train --data DIR\"");
+  CHECK(rows == stored("gnmt.json"));
+  CHECK(examples::headline_of(rows, "gnmt.json").ok());
 }
 
 TEST_CASE("data is called after its directory") {
