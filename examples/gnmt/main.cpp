@@ -77,6 +77,7 @@ struct TrainOptions {
   bool one_cosine = false;
   std::vector<double> level_dropout;
   int paths = 0;
+  bool switches = false;
   std::uint64_t seed = 1;
   bool bfloat16 = false;
   std::string out = "gnmt-out";
@@ -106,7 +107,7 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.tune_rate = options.rate / 3;
   recipe.distillation = options.distillation;
   recipe.temperature = 1;
-  recipe.random_paths = options.paths;
+  recipe.random_paths = recipe.tune_paths = options.paths;
   recipe.recalibration_batches = 0;  // nothing is normalised by batches
   const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.6);
   const double sparse = options.epochs - dense;
@@ -119,6 +120,8 @@ train::Recipe recipe_for(const TrainOptions& options) {
       strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
     return recipe;
   }
+  if (options.arm == "joint" && budgets.size() > 2 && options.paths == 0)
+    strata::raise(strata::Error("--paths", "at least 1 with more than two levels, to train those in between", "0"));
   recipe.levels = budgets;
   recipe.dropout_factors = examples::dropout_factors(options.level_dropout, options.network.dropout, budgets.size());
   recipe.dense_epochs = dense;
@@ -173,12 +176,12 @@ struct Judgement {
   double seconds = 0;  ///< of translating
 };
 
-/// BLEU of `level` on `text`. A model that writes lower case is compared in lower case.
-Judgement judge(const gnmt::Translator& translator, Level level, const gnmt::ParallelText& text,
-                const SearchOptions& options) {
+/// BLEU of `level`, or of a `drop` from it, on `text`. A model that writes lower case is compared in lower case.
+Judgement judge(const gnmt::Translator& translator, Level level, const std::optional<gnmt::LevelDrop>& drop,
+                const gnmt::ParallelText& text, const SearchOptions& options) {
   const auto sources = sources_of(text.source, translator.words.source, options.longest_source);
   const auto start = Clock::now();
-  const auto translations = gnmt::translate_all(translator.model, level, sources, options.beam, options.threads);
+  const auto translations = gnmt::translate_all(translator.model, level, sources, options.beam, options.threads, drop);
   Judgement judgement;
   judgement.seconds = seconds_since(start);
   gnmt::Bleu bleu(translator.words.target.lower_case());
@@ -217,30 +220,31 @@ class Report {
   Report(const DataOptions& data, const SearchOptions& search)
       : data_(data), search_(search), texts_(read_judged(data)) {}
 
-  /// Judges `level`; `row` has what is known of it besides, `cells` are the first ones of its line.
-  void add(const gnmt::Translator& translator, Level level, nlohmann::json row, std::vector<std::string> cells) {
-    const Judgement validation = judge(translator, level, texts_.validation, search_);
+  /// Judges `level`, or a `drop` from it; `row` has what is known of it besides, `cells` are the first ones of its
+  /// line, which is told on the error stream too: to judge takes longer than a terminal should be silent.
+  void add(const gnmt::Translator& translator, Level level, nlohmann::json row, std::vector<std::string> cells,
+           const std::optional<gnmt::LevelDrop>& drop = {}) {
+    const Judgement validation = judge(translator, level, drop, texts_.validation, search_);
+    std::fprintf(stderr, "judged: %s, BLEU %.2f (val)\n", cells.front().c_str(), validation.bleu.score);
     cells.push_back(examples::fixed(validation.bleu.score, 2));
     signature_ = validation.signature;
-    double seconds = validation.seconds;
-    std::size_t sentences = texts_.validation.source.size();
     row["network"] = "gnmt";
     row["data"] = name_of(data_);
+    row["split"] = data_.test ? "test" : "validation";
     row["validation"] = validation.bleu.score;
     row["metric"] = "BLEU";
     row["accuracy"] = row["bleu"] = nullptr;
     if (data_.test) {
-      const Judgement test = judge(translator, level, texts_.test, search_);
+      const Judgement test = judge(translator, level, drop, texts_.test, search_);
       cells.push_back(examples::fixed(test.bleu.score, 2));
       row["bleu"] = test.bleu.score;
       row["accuracy"] = test.bleu.score / 100;
       row["brevity_penalty"] = test.bleu.brevity_penalty;
-      seconds += test.seconds;
-      sentences += texts_.test.source.size();
     }
-    const double milliseconds = 1e3 * seconds / static_cast<double>(sentences);
+    const double milliseconds = 1e3 * validation.seconds / static_cast<double>(texts_.validation.source.size());
     cells.push_back(examples::fixed(milliseconds, 1));
     row["ms_per_sentence"] = milliseconds;
+    row["threads"] = search_.threads;
     row["beam"] = search_.beam.beam;
     row["length_penalty"] = search_.beam.length_penalty;
     row["coverage_penalty"] = search_.beam.coverage_penalty;
@@ -253,12 +257,12 @@ class Report {
   void finish(std::vector<std::string> columns, const std::string& path) const {
     columns.emplace_back("BLEU, val");
     if (data_.test) columns.emplace_back("BLEU, test");
-    columns.emplace_back("ms/sentence");
+    columns.emplace_back("ms/sentence, val");
     examples::Table table(std::move(columns));
     for (const auto& line : lines_) table.add(line);
-    std::printf("%sBLEU: %s, beam %lld, length penalty %g, coverage penalty %g\n", table.text().c_str(),
-                signature_.c_str(), static_cast<long long>(search_.beam.beam), search_.beam.length_penalty,
-                search_.beam.coverage_penalty);
+    std::printf("%sBLEU: %s, beam %lld, length penalty %g, coverage penalty %g; times with %d threads\n",
+                table.text().c_str(), signature_.c_str(), static_cast<long long>(search_.beam.beam),
+                search_.beam.length_penalty, search_.beam.coverage_penalty, search_.threads);
     if (path.empty()) return;
     std::string text = "[";
     for (std::size_t i = 0; i < rows_.size(); ++i) text += (i == 0 ? "\n" : ",\n") + rows_[i].dump();
@@ -274,10 +278,29 @@ class Report {
   std::vector<std::vector<std::string>> lines_;
 };
 
+/// Calls `f(from, drop, name)` for drops from each of levels `first` .. `last`, the highest first, to each below
+/// it: before every layer of the encoder but the first, before the decoder, and after the words 1, 5 and 10 of
+/// translations.
+template <class F>
+void for_each_drop(const gnmt::Translator& translator, int first, int last, const F& f) {
+  for (int from = last; from >= first; --from)
+    for (int to = from - 1; to >= 0; --to) {
+      const auto at = [&](index_t encoder_layer, index_t words) {
+        const gnmt::LevelDrop drop{Level{to}, encoder_layer, words};
+        f(Level{from}, drop, std::to_string(from) + ">" + std::to_string(to) + " " + drop.place());
+      };
+      for (index_t layer = 1; layer < translator.model.network().config().encoder_layers; ++layer) at(layer, 0);
+      for (const index_t words : {0, 1, 5, 10}) at(0, words);
+    }
+}
+
 int run_train(TrainOptions options, const std::string& command) {
   if (options.single_level && options.arm != "single")
     strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
   const train::Recipe recipe = recipe_for(options);
+  if (options.switches && recipe.levels.size() < 2)
+    strata::raise(strata::Error("--switches", "an arm with levels to switch between",
+                                "--arm " + options.arm + ", " + std::to_string(recipe.levels.size()) + " levels"));
   examples::check_report(options.report);
   gnmt::ParallelText text =
       std::move(gnmt::read_parallel(options.data.directory, "train", options.data.source, options.data.target)).value();
@@ -315,35 +338,40 @@ int run_train(TrainOptions options, const std::string& command) {
   const std::string model_path = options.out + "/model.safetensors";
   gnmt::save_translator(network, trainer.levels(), words, model_path);
   const auto translator = std::move(gnmt::load_translator(model_path, {.self_check = true})).value();
-  const auto add = [&](const gnmt::Translator& judged, Level level, const nlohmann::json& name, double weights,
-                       double flops, double epochs, double seconds) {
-    report.add(judged, level,
-               {{"seed", options.seed},
-                {"arm", options.arm},
-                {"level", name},
-                {"weights", weights},
-                {"flops", flops},
-                {"epochs", epochs},
-                {"seconds", seconds},
-                {"command", command}},
-               {name.is_string() ? name.get<std::string>() : "level " + std::to_string(name.get<int>()),
-                examples::percent(weights, 2), examples::percent(flops, 2),
-                examples::fixed(static_cast<double>(judged.model.bytes(level)) / 1024, 0)});
+  /// `name` is "dense" or a level's; a drop, whose cost lies between those of its levels, has no `count`.
+  const auto add = [&](const gnmt::Translator& judged, Level level, const nlohmann::json& name,
+                       const std::optional<strata::LevelCount>& count, double epochs, double seconds,
+                       const std::optional<gnmt::LevelDrop>& drop = {}) {
+    nlohmann::json row = {{"seed", options.seed}, {"arm", options.arm}, {"level", name},      {"weights", nullptr},
+                          {"flops", nullptr},     {"epochs", epochs},   {"seconds", seconds}, {"command", command}};
+    std::vector<std::string> cells = {name == "dense" ? "dense" : "level " + examples::level_text(row), "", "", ""};
+    if (count) {
+      row["weights"] = count->weight_share();
+      row["flops"] = count->flop_share();
+      cells[1] = examples::percent(count->weight_share(), 2);
+      cells[2] = examples::percent(count->flop_share(), 2);
+      cells[3] = examples::fixed(static_cast<double>(judged.model.bytes(level)) / 1024, 0);
+    }
+    report.add(judged, level, std::move(row), std::move(cells), drop);
   };
+  const strata::LevelCount whole{.weights = 1, .flops = 1, .total_weights = 1, .total_flops = 1};
   if (recipe.levels.empty()) {
-    add(translator, Level{0}, "dense", 1, 1, options.epochs, trained.seconds);
+    add(translator, Level{0}, "dense", whole, options.epochs, trained.seconds);
   } else {
     // The dense model that a sparse arm starts from had fewer epochs than the dense arm: its row says so.
     const std::string dense_path = options.out + "/dense.safetensors";
     gnmt::save_translator(*trainer.dense(), 1, words, dense_path);
-    add(std::move(gnmt::load_translator(dense_path, {.self_check = true})).value(), Level{0}, "dense", 1, 1,
+    add(std::move(gnmt::load_translator(dense_path, {.self_check = true})).value(), Level{0}, "dense", whole,
         recipe.dense_epochs, trained.dense_seconds);
     const auto stored = examples::stored_counts(translator.model, counts, model_path);
-    for (int level = translator.model.levels() - 1; level >= 0; --level) {
-      const auto& count = stored[static_cast<std::size_t>(level)];
+    for (int level = translator.model.levels() - 1; level >= 0; --level)
       add(translator, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
-          count.weight_share(), count.flop_share(), options.epochs, trained.seconds);
-    }
+          stored[static_cast<std::size_t>(level)], options.epochs, trained.seconds);
+    if (options.switches)
+      for_each_drop(translator, 1, translator.model.levels() - 1,
+                    [&](Level from, const gnmt::LevelDrop& drop, const std::string& name) {
+                      add(translator, from, name, {}, options.epochs, trained.seconds, drop);
+                    });
   }
   report.finish({"model", "weights", "FLOPs", "KiB"}, options.report);
   std::printf("%.0f seconds of training. Model: %s\n", trained.seconds, model_path.c_str());
@@ -378,19 +406,32 @@ int run_translate(const ModelOptions& model, const SearchOptions& search, const 
   return 0;
 }
 
-int run_evaluate(const ModelOptions& model, const DataOptions& data, const SearchOptions& search,
+int run_evaluate(const ModelOptions& model, const DataOptions& data, const SearchOptions& search, bool switches,
                  const std::string& path, const std::string& command) {
+  examples::check_report(path);
   const auto translator = std::move(gnmt::load_translator(model.path)).value();
   const int top = level_of(translator, model).index;
+  if (switches && top == 0) strata::raise(strata::Error("--switches", "a level above 0 to drop from", "level 0"));
   Report report(data, search);
   for (int level = top; level >= (model.level < 0 ? 0 : top); --level)
     report.add(translator, Level{level},
                {{"level", level}, {"nnz", translator.model.nnz(Level{level})}, {"command", command}},
                {"level " + std::to_string(level), std::to_string(translator.model.nnz(Level{level})),
                 examples::fixed(static_cast<double>(translator.model.bytes(Level{level})) / 1024, 0)});
+  if (switches)
+    for_each_drop(translator, model.level < 0 ? 1 : top, top,
+                  [&](Level from, const gnmt::LevelDrop& drop, const std::string& name) {
+                    report.add(translator, from, {{"level", name}, {"nnz", nullptr}, {"command", command}},
+                               {"level " + name, "", ""}, drop);
+                  });
   report.finish({"model", "weights", "KiB"}, path);
   return 0;
 }
+
+/// What `--switches` does, for the help of both commands that have it.
+constexpr const char* switches_help =
+    "judge translations that drop to a lower level as well: between layers of the encoder, before the decoder, and "
+    "after the words 1, 5 and 10";
 
 void add_data_options(CLI::App& app, DataOptions& data) {
   app.add_option(
@@ -418,7 +459,9 @@ void add_search_options(CLI::App& app, SearchOptions& search) {
   app.add_option("--longest-source", search.longest_source, "words or pieces of a sentence that are read")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
-  app.add_option("--threads", search.threads)->check(CLI::Range(1, 256))->capture_default_str();
+  app.add_option("--threads", search.threads, "each translates sentences of its own")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
 }
 
 void add_model_options(CLI::App& app, ModelOptions& model, const char* level) {
@@ -475,9 +518,10 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
       ->capture_default_str();
   app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
   app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
-  app.add_option("--paths", options.paths, "random paths a step that drop a level on the way, beside the plain levels")
+  app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
       ->check(CLI::Range(0, 16))
       ->capture_default_str();
+  app.add_flag("--switches", options.switches, switches_help);
   app.add_option("--seed", options.seed, "of weights, batches and dropout")->capture_default_str();
   app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
   app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
@@ -499,6 +543,7 @@ int main(int argc, char** argv) {
   SearchOptions search;
   ModelOptions model;
   bool whole_words = false;
+  bool switches = false;
   std::string file, report;
   CLI::App* const train_app =
       app.add_subcommand("train", "trains on parallel text; ends with 3 if --stop-after or a signal cut the run short");
@@ -507,18 +552,21 @@ int main(int argc, char** argv) {
   add_model_options(*translate_app, model, "default: the fullest one");
   translate_app->add_option("file", file, "text, plain or .xz; default: standard input");
   add_search_options(*translate_app, search);
-  CLI::App* const evaluate_app = app.add_subcommand("evaluate", "BLEU of a model's levels");
+  CLI::App* const evaluate_app = app.add_subcommand("evaluate", "BLEU and time of a model's levels");
   add_model_options(*evaluate_app, model, "default: all of them");
   add_data_options(*evaluate_app, data);
   add_search_options(*evaluate_app, search);
-  evaluate_app->add_option("--report", report, "file for the rows of the table as JSON");
+  evaluate_app->add_flag("--switches", switches, switches_help);
+  evaluate_app->add_option("--report", report,
+                           "file for the numbers of the table as JSON; not for `results`, since a model file tells "
+                           "neither arm nor seed");
   CLI11_PARSE(app, argc, argv);
   training.words.byte_pairs = !whole_words;
   const std::string command = examples::command_of("gnmt", argc, argv);
   try {
     if (*train_app) return run_train(training, command);
     if (*translate_app) return run_translate(model, search, file);
-    return run_evaluate(model, data, search, report, command);
+    return run_evaluate(model, data, search, switches, report, command);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gnmt: %s\n", error.what());
     return 1;

@@ -2,6 +2,7 @@
 // point clouds, and reports every model's accuracy, weights and FLOPs.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -16,12 +17,15 @@
 
 #include <strata/strata.hpp>
 #include <strata/train/fit.hpp>
+#include <strata/train/transitions.hpp>
 
 #include "../support/command.hpp"
 #include "../support/idx.hpp"
 #include "../support/levels.hpp"
+#include "../support/rows.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
+#include "judge.hpp"
 #include "network.hpp"
 #include "task.hpp"
 
@@ -31,7 +35,7 @@ using strata::index_t;
 using strata::Level;
 namespace train = strata::train;
 using TrainingNet = pointnet2::PointNet2<train::Training<float>>;
-using Model = strata::Model<pointnet2::PointNet2>;
+using pointnet2::Model;
 using Config = TrainingNet::Config;
 
 struct Options {
@@ -39,7 +43,10 @@ struct Options {
   std::string data;
   std::string judge = "validation";
   std::string arm = "joint";
+  std::string levels = examples::paper_levels;
   std::optional<int> single_level;  ///< of the single arm; 1 if not given
+  int paths = 0;
+  bool switches = false;
   index_t limit = 0;
   double epochs = 60;
   double dense_epochs = 0;  ///< 0: 45 % of all
@@ -123,7 +130,8 @@ Config config_for(const Options& options, const pointnet2::Clouds& clouds) {
 }
 
 /// All arms take `epochs` epochs in all; the sparse ones spend `dense_epochs` of them on the dense model that they
-/// start from, and of the rest three elevenths on pruning; the joint arm eight of 55 on tuning.
+/// start from, and of the rest three elevenths on pruning; the joint arm eight of 55 on tuning if it has several
+/// levels.
 train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
   recipe.seed = options.seed;
@@ -139,27 +147,31 @@ train::Recipe recipe_for(const Options& options) {
   recipe.warm_up_epochs = options.epochs / 40;
   recipe.distillation = options.distillation;
   recipe.temperature = 3;
-  recipe.random_paths = 0;
+  recipe.random_paths = recipe.tune_paths = options.paths;
   recipe.dense_epochs = options.epochs;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
-  const std::vector<strata::LevelBudget> budgets = examples::parse_levels(examples::paper_levels);
+  const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
   if (options.arm == "dense") {
     if (!options.level_dropout.empty())
       strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
     return recipe;
   }
+  if (options.arm == "joint" && budgets.size() > 2 && options.paths == 0)
+    strata::raise(strata::Error("--paths", "at least 1 with more than two levels, to train those in between", "0"));
   recipe.levels = budgets;
   recipe.dropout_factors = examples::dropout_factors(options.level_dropout, Config().dropout, budgets.size());
   recipe.dense_epochs = dense;
   recipe.prune_epochs = sparse * 3 / 11;
   recipe.fixed_epochs = sparse * 8 / 11;
-  if (options.arm == "joint") {
+  if (options.arm == "joint" && budgets.size() > 1) {
     recipe.fixed_epochs = sparse * 32 / 55;
     recipe.tune_epochs = sparse * 8 / 55;
   } else if (options.arm == "bottom-up") {
     recipe.arm = train::Arm::freeze_and_grow;
-  } else {
+  } else if (options.arm == "single") {
     const auto level = static_cast<std::size_t>(options.single_level.value_or(1));
+    if (level >= budgets.size())
+      strata::raise(strata::Error("--single-level", "a level of --levels", std::to_string(level)));
     recipe.levels = {budgets[level]};
     if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
   }
@@ -174,18 +186,16 @@ train::Recipe recipe_for(const Options& options) {
   return recipe;
 }
 
-/// The share of `data` that the model classifies correctly at `level`.
-double accuracy(const Model& model, const pointnet2::Clouds& data, Level level, int threads) {
-  strata::Session session(model, {.threads = threads});
-  std::vector<float> cloud;
-  std::vector<std::uint8_t> label;
-  index_t correct = 0;
-  for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(data.size()); ++i) {
-    pointnet2::load_clouds(data, &i, 1, cloud, label);
-    const auto logits = session.run(cloud, level);
-    correct += std::max_element(logits.begin(), logits.end()) - logits.begin() == label[0] ? 1 : 0;
-  }
-  return static_cast<double>(correct) / static_cast<double>(data.size());
+/// A model file with statistics for drops to a lower level in mid-run, loaded again.
+Model save(const TrainingNet& network, int levels, const train::Recipe& recipe, pointnet2::CloudTask<float>& task,
+           strata::Executor& executor, const std::string& path) {
+  strata::Archive archive = strata::to_archive(network, levels);
+  if (levels > 1)
+    train::calibrate_transitions(network, task, archive, executor,
+                                 {.batches = recipe.recalibration_batches, .batch = recipe.batch});
+  (void)strata::add_self_check<pointnet2::PointNet2>(archive).value();
+  (void)strata::io::write_model(archive, path).value();
+  return strata::load<pointnet2::PointNet2>(path, {.self_check = true});
 }
 
 void write_text(const std::string& path, const std::string& text) {
@@ -196,6 +206,9 @@ int run(const Options& options, const std::string& command) {
   if (options.single_level && options.arm != "single")
     strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
   const train::Recipe recipe = recipe_for(options);
+  if (options.switches && recipe.levels.size() < 2)
+    strata::raise(strata::Error("--switches", "an arm with levels to switch between",
+                                "--arm " + options.arm + ", " + std::to_string(recipe.levels.size()) + " levels"));
   examples::check_report(options.report);
   const Parts parts = read_parts(options);
   const Config config = config_for(options, parts.train);
@@ -224,45 +237,66 @@ int run(const Options& options, const std::string& command) {
   const auto counts = train::count_layers<float>(network, trainer.levels());
   if (!recipe.levels.empty()) (void)strata::check_within(counts, recipe.levels).value();
   const std::string model_path = options.out + "/model.safetensors";
-  strata::save(network, trainer.levels(), model_path);
-  const auto model = strata::load<pointnet2::PointNet2>(model_path, {.self_check = true});
+  const Model model = save(network, trainer.levels(), recipe, task, pool, model_path);
 
   examples::Table table({"model", "accuracy", "weights", "FLOPs", "KiB"});
   nlohmann::json rows = nlohmann::json::array();
-  const auto add = [&](const Model& judged, Level level, const nlohmann::json& name, double weights, double flops,
-                       double epochs, double seconds) {
-    const double share = accuracy(judged, parts.judge, level, options.threads);
-    table.add({name.is_string() ? name.get<std::string>() : "level " + std::to_string(name.get<int>()),
-               examples::percent(share, 2), examples::percent(weights, 2), examples::percent(flops, 2),
-               examples::fixed(static_cast<double>(judged.bytes(level)) / 1024, 0)});
-    rows.push_back({{"network", options.multi_scale ? "PointNet++ MSG" : "PointNet++ SSG"},
-                    {"data", options.set},
-                    {"part", options.judge},
-                    {"clouds", parts.judge.size()},
-                    {"seed", options.seed},
-                    {"arm", options.arm},
-                    {"level", name},
-                    {"accuracy", share},
-                    {"weights", weights},
-                    {"flops", flops},
-                    {"epochs", epochs},
-                    {"seconds", seconds},
-                    {"command", command}});
+  // `name` is "dense" or a level's; paths that drop, whose cost lies between those of their levels, have no `count`.
+  const auto add = [&](const nlohmann::json& name, double share, double epochs, double seconds,
+                       const std::optional<strata::LevelCount>& count, index_t bytes) {
+    nlohmann::json row = {{"network", options.multi_scale ? "PointNet++ MSG" : "PointNet++ SSG"},
+                          {"data", options.set},
+                          {"part", options.judge},
+                          {"clouds", parts.judge.size()},
+                          {"seed", options.seed},
+                          {"arm", options.arm},
+                          {"level", name},
+                          {"accuracy", share},
+                          {"weights", nullptr},
+                          {"flops", nullptr},
+                          {"epochs", epochs},
+                          {"seconds", seconds},
+                          {"command", command}};
+    std::vector<std::string> cells = {name == "dense" ? "dense" : "level " + examples::level_text(row),
+                                      examples::percent(share, 2)};
+    // Told at once: many paths take longer to judge than a terminal should be silent.
+    std::fprintf(stderr, "judged: %s, %s\n", cells[0].c_str(), cells[1].c_str());
+    if (count) {
+      row["weights"] = count->weight_share();
+      row["flops"] = count->flop_share();
+      cells.push_back(examples::percent(count->weight_share(), 2));
+      cells.push_back(examples::percent(count->flop_share(), 2));
+      cells.push_back(examples::fixed(static_cast<double>(bytes) / 1024, 0));
+    }
+    table.add(std::move(cells));
+    rows.push_back(std::move(row));
   };
+  const auto add_level = [&](const Model& judged, Level level, const nlohmann::json& name,
+                             const strata::LevelCount& count, double epochs, double seconds) {
+    add(name, pointnet2::accuracy(judged, parts.judge, level, options.threads), epochs, seconds, count,
+        judged.bytes(level));
+  };
+  const strata::LevelCount whole{.weights = 1, .flops = 1, .total_weights = 1, .total_flops = 1};
   if (recipe.levels.empty()) {
-    add(model, Level{0}, "dense", 1, 1, options.epochs, trained.seconds);
+    add_level(model, Level{0}, "dense", whole, options.epochs, trained.seconds);
   } else {
     // The dense model that a sparse arm starts from had fewer epochs than the dense arm: its row says so.
     const std::string dense_path = options.out + "/dense.safetensors";
-    strata::save(*trainer.dense(), 1, dense_path);
-    add(strata::load<pointnet2::PointNet2>(dense_path, {.self_check = true}), Level{0}, "dense", 1, 1,
-        recipe.dense_epochs, trained.dense_seconds);
+    add_level(save(*trainer.dense(), 1, recipe, task, pool, dense_path), Level{0}, "dense", whole, recipe.dense_epochs,
+              trained.dense_seconds);
     const auto stored = examples::stored_counts(model, counts, model_path);
-    for (int level = model.levels() - 1; level >= 0; --level) {
-      const auto& count = stored[static_cast<std::size_t>(level)];
-      add(model, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level, count.weight_share(),
-          count.flop_share(), options.epochs, trained.seconds);
-    }
+    for (int level = model.levels() - 1; level >= 0; --level)
+      add_level(model, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
+                stored[static_cast<std::size_t>(level)], options.epochs, trained.seconds);
+    std::vector<std::string> stages;
+    if (options.switches) stages = strata::Session<Model>(model, {}).stages();
+    for (int from = model.levels() - 1; from > 0; --from)
+      for (int to = from - 1; to >= 0; --to)
+        for (std::size_t stage = 1; stage < stages.size(); ++stage)
+          add(std::to_string(from) + ">" + std::to_string(to) + " at " + stages[stage],
+              pointnet2::accuracy_with_switch(model, parts.judge, Level{from}, Level{to}, static_cast<int>(stage),
+                                              options.threads),
+              options.epochs, trained.seconds, {}, 0);
   }
   std::printf("%s\n%.0f seconds of training; accuracy on %lld clouds (%s). Model: %s\n", table.text().c_str(),
               trained.seconds, static_cast<long long>(parts.judge.size()), options.judge.c_str(), model_path.c_str());
@@ -287,8 +321,13 @@ int main(int argc, char** argv) {
   app.add_option("--arm", options.arm, "dense, joint, bottom-up, or single: one level trained by itself")
       ->check(CLI::IsMember({"dense", "joint", "bottom-up", "single"}))
       ->capture_default_str();
+  app.add_option("--levels", options.levels, "budgets weights:flops,..., the sparsest first")->capture_default_str();
   app.add_option("--single-level", options.single_level, "whose budget the single arm has (1)")
-      ->check(CLI::Range(0, 1));
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
+      ->check(CLI::Range(0, 16))
+      ->capture_default_str();
+  app.add_flag("--switches", options.switches, "judge paths that drop to a lower level at each stage as well");
   app.add_option("--limit", options.limit, "training clouds at most; 0: all")->check(CLI::NonNegativeNumber);
   app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
       ->check(CLI::Range(0.01, 10000.0))

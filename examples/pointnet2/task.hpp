@@ -17,7 +17,7 @@
 namespace pointnet2 {
 
 struct TaskOptions {
-  Variation variation;
+  Variation variation = {};
   double smoothing = 0;     ///< of labels, in [0, 1)
   index_t least_batch = 8;  ///< a smaller last batch is filled up: statistics over one or two clouds are worth nothing
 };

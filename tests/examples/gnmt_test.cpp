@@ -1,11 +1,14 @@
 // The translation example from text to text: a small network learns a handful of sentences with two nested levels, is
-// saved with its vocabularies, loaded and translates; files that do not fit together are refused.
+// saved with its vocabularies, loaded and translates, at one level and with drops on the way; runs go on from where
+// they stopped; files that do not fit together are refused.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -114,6 +117,14 @@ TEST_CASE("a network learns to translate with nested levels and keeps that in it
         bleu.add(translator.words.target.decode(one[i]), text.target[i]);
       CHECK(bleu.score().score > 90);
     }
+    const auto dropping = [&](const std::optional<gnmt::LevelDrop>& drop, int threads) {
+      return gnmt::translate_all(translator.model, Level{1}, sources, {.beam = 4, .longest = 30}, threads, drop);
+    };
+    CHECK(dropping(gnmt::LevelDrop{.to = Level{0}, .words = 30}, 1) == dropping({}, 1));
+    for (const gnmt::LevelDrop& drop :
+         {gnmt::LevelDrop{.to = Level{0}, .encoder_layer = 1}, gnmt::LevelDrop{.to = Level{0}, .words = 2}})
+      CHECK(dropping(drop, 1) == dropping(drop, 2));
+    CHECK_THROWS_AS(dropping(gnmt::LevelDrop{.to = Level{1}}, 2), strata::Error);
     CHECK_THROWS_AS(gnmt::translate_all(translator.model, Level{2}, sources, {}, 2), strata::Error);
     CHECK(gnmt::translate_all(translator.model, Level{0}, {}, {}, 3).empty());
     // Level 0 alone is a prefix of the file, with the vocabularies.
@@ -127,6 +138,137 @@ TEST_CASE("a network learns to translate with nested levels and keeps that in it
     std::filesystem::remove(small);
   }
   std::filesystem::remove(path);
+}
+
+TEST_CASE("translations that drop on the way compute each part at its level") {
+  Net network({.source_words = 20, .target_words = 20, .width = 12, .encoder_layers = 3, .decoder_layers = 2});
+  gnmt::initialise(network, 3);
+  for (auto* parameter : train::parameters<float>(network)) {
+    if (!parameter->levelled) continue;
+    parameter->strata.resize(static_cast<std::size_t>(parameter->value.size()));
+    for (std::size_t i = 0; i < parameter->strata.size(); ++i) parameter->strata[i] = i % 3 == 0 ? 0 : 1;
+  }
+  train::set_levels(network, 2);
+  const auto model = gnmt::Model::from_archive(strata::to_archive(network, 2)).value();
+  const std::vector<std::int32_t> source = {7, 4, 12, 9, strata::end_token};
+  const std::vector<std::int32_t> words = {strata::begin_token, 5, 17, 8};
+  /// The logits of all steps; `at(step)` is the level of a step, and that of the encoder with -1.
+  const auto by_hand = [&](std::string_view stage, auto&& at) {
+    strata::SequenceSession<gnmt::Model> session(model);
+    session.context().set_stage_hook(
+        [](void* object, std::string_view name, Level level) noexcept {
+          return name == *static_cast<std::string_view*>(object) ? Level{0} : level;
+        },
+        &stage);
+    std::vector<float> logits;
+    session.set_level(at(-1));
+    session.encode(source);
+    for (int step = 0; step < 4; ++step) {
+      session.set_level(at(step));
+      const auto row = session.step(std::span(words).subspan(static_cast<std::size_t>(step), 1), {});
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+    return logits;
+  };
+  strata::SequenceSession<gnmt::Model> session(model);
+  const auto scored = [&](const std::optional<gnmt::LevelDrop>& drop) {
+    gnmt::LeveledScorer scorer(session, Level{1}, drop);
+    std::vector<float> logits;
+    for (int sentence = 0; sentence < 2; ++sentence) {  // the second one starts at level 1 as well
+      logits.clear();
+      scorer.encode(source);
+      for (std::size_t step = 0; step < words.size(); ++step) {
+        const auto row = scorer.step(std::span(words).subspan(step, 1), {});
+        logits.insert(logits.end(), row.begin(), row.end());
+      }
+    }
+    return logits;
+  };
+  const auto up_to = [](int last) { return [last](int step) { return Level{step <= last ? 1 : 0}; }; };
+  const std::vector<std::vector<float>> wanted = {by_hand("encoder.1", up_to(-1)), by_hand("encoder.2", up_to(-1)),
+                                                  by_hand("", up_to(-1)), by_hand("", up_to(1)), by_hand("", up_to(9))};
+  const std::vector<gnmt::LevelDrop> drops = {{.to = Level{0}, .encoder_layer = 1},
+                                              {.to = Level{0}, .encoder_layer = 2},
+                                              {.to = Level{0}},
+                                              {.to = Level{0}, .words = 2}};
+  const std::vector<std::string> places = {"at encoder.1", "at encoder.2", "at decoder", "after word 2"};
+  for (std::size_t i = 0; i < drops.size(); ++i) {
+    INFO(places[i]);
+    CHECK(drops[i].place() == places[i]);
+    CHECK(scored(drops[i]) == wanted[i]);
+    for (std::size_t j = 0; j < i; ++j) CHECK(wanted[j] != wanted[i]);
+    CHECK(scored({}) == wanted.back());  // nothing of the drop is left in the session
+  }
+  for (const gnmt::LevelDrop& bad :
+       {gnmt::LevelDrop{.to = Level{1}}, gnmt::LevelDrop{.to = Level{-1}},
+        gnmt::LevelDrop{.to = {}, .encoder_layer = 3}, gnmt::LevelDrop{.to = {}, .encoder_layer = -1},
+        gnmt::LevelDrop{.to = {}, .words = -1}})
+    CHECK_THROWS_AS(scored(bad), strata::Error);
+  CHECK(scored({}) == wanted.back());
+}
+
+TEST_CASE("a translation run that was saved and restored ends with the same bits, from every step") {
+  const gnmt::ParallelText text = sentences();
+  const gnmt::Vocabularies words = learn(text, {.merges = 20});
+  auto pairs = gnmt::encode_pairs(text, words.source, words.target, 30).pairs;
+  pairs.source.resize(10);
+  pairs.target.resize(10);
+  train::Translation<float> task(pairs);
+  const Net::Config config{.source_words = words.source.size(),
+                           .target_words = words.target.size(),
+                           .width = 8,
+                           .encoder_layers = 2,
+                           .decoder_layers = 2,
+                           .dropout = 0.3};
+  train::Recipe recipe;
+  recipe.levels = {{.weights = 0.3, .flops = 0.3}, {.weights = 0.6, .flops = 0.6}};
+  recipe.dropout_factors = {0.5, 1};
+  recipe.batch = 4;  // the last one of an epoch has 2 pairs
+  recipe.adamw = true;
+  recipe.clip = 0.05;
+  recipe.dense_rate = recipe.sparse_rate = recipe.tune_rate = 1e-2;
+  recipe.dense_epochs = recipe.prune_epochs = recipe.fixed_epochs = 1;
+  recipe.tune_epochs = 0.67;
+  recipe.tune_paths = 1;
+  recipe.recalibration_batches = 0;
+  using Trainer = train::Trainer<Net, train::Translation<float>>;
+  const auto bits_of = [](Net& network) {
+    std::vector<float> bits;
+    for (const auto* parameter : train::parameters<float>(network)) {
+      bits.insert(bits.end(), parameter->value.begin(), parameter->value.end());
+      bits.insert(bits.end(), parameter->strata.begin(), parameter->strata.end());
+    }
+    return bits;
+  };
+  const auto run = [&](const train::Recipe& of, strata::Executor& executor, const strata::Archive* from,
+                       std::vector<strata::Archive>* saved) {
+    Net network(config);
+    gnmt::initialise(network, from == nullptr ? 3 : 77);
+    Trainer trainer(network, task, of, executor);
+    if (from != nullptr) REQUIRE(trainer.restore(*from).ok());
+    while (!trainer.done()) {
+      if (saved != nullptr) saved->push_back(trainer.state());
+      trainer.step();
+    }
+    if (saved != nullptr) saved->push_back(trainer.state());
+    return bits_of(network);
+  };
+  strata::ThreadPool two(2);
+  strata::SerialExecutor one;
+  std::vector<strata::Archive> saved;
+  const auto expected = run(recipe, two, nullptr, &saved);
+  REQUIRE(saved.size() == 12);
+  for (std::size_t step = 0; step < saved.size(); ++step) {
+    INFO("saved after step " << step);
+    CHECK(run(recipe, one, &saved[step], nullptr) == expected);
+  }
+  // What the run is told does something.
+  train::Recipe without = recipe;
+  without.clip = 0;
+  CHECK(run(without, two, nullptr, nullptr) != expected);
+  without = recipe;
+  without.dropout_factors.clear();
+  CHECK(run(without, two, nullptr, nullptr) != expected);
 }
 
 TEST_CASE("model files without vocabularies or with others are refused") {

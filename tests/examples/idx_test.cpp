@@ -107,7 +107,7 @@ TEST_CASE("idx files larger than one read come back whole") {
   CHECK(std::string(data.value().pixels.begin(), data.value().pixels.end()) == pixels);
 }
 
-TEST_CASE("damaged idx files are refused with an error that names the file") {
+TEST_CASE("damaged idx files are refused with an error that names the file and the offset") {
   const Directory directory;
   const std::string good_images = three_images();
   const std::string good_labels = three_labels();
@@ -117,32 +117,34 @@ TEST_CASE("damaged idx files are refused with an error that names the file") {
     const char* name;
     std::string images, labels;
     bool images_at_fault;
+    int offset;  ///< in what is unpacked
   };
   const std::vector<Case> cases = {
-      {"empty images", "", good_labels, true},
-      {"images with half a header", good_images.substr(0, 9), good_labels, true},
-      {"images with a header only", good_images.substr(0, 16), good_labels, true},
-      {"images a byte short", good_images.substr(0, good_images.size() - 1), good_labels, true},
-      {"images a byte long", good_images + "x", good_labels, true},
-      {"images that are labels", good_labels, good_labels, true},
-      {"images of another element type", idx({0xD03, 3, 2, 3}, good_images.substr(16)), good_labels, true},
-      {"images with the byte order turned", std::string("\3\10\0\0", 4) + good_images.substr(4), good_labels, true},
-      {"more images than the file holds", idx({kImages, 4000, 1000, 1000}, good_images.substr(16)), good_labels, true},
-      {"sizes beyond 4 GiB", idx({kImages, 70000, 300, 300}, no_data), good_labels, true},
-      {"sizes whose product overflows", idx({kImages, huge, huge, huge}, no_data), good_labels, true},
-      {"sizes whose product wraps to 0", idx({kImages, 1U << 31U, 1U << 31U, 4}, no_data), good_labels, true},
-      {"no images", idx({kImages, 0, 2, 3}, no_data), idx({kLabels, 0}, no_data), true},
-      {"no images of overflowing size", idx({kImages, 0, huge, huge}, no_data), idx({kLabels, 0}, no_data), true},
-      {"images without rows", idx({kImages, 3, 0, 3}, no_data), good_labels, true},
-      {"images without columns", idx({kImages, 3, 2, 0}, no_data), good_labels, true},
-      {"images without rows, overflowing columns", idx({kImages, huge, 0, huge}, no_data), good_labels, true},
-      {"empty labels", good_images, "", false},
-      {"labels that are images", good_images, good_images, false},
-      {"labels a byte short", good_images, good_labels.substr(0, good_labels.size() - 1), false},
-      {"labels a byte long", good_images, good_labels + "x", false},
-      {"fewer labels than images", good_images, idx({kLabels, 2}, std::string(2, '\0')), false},
-      {"more labels than images", good_images, idx({kLabels, 4}, std::string(4, '\0')), false},
-      {"a label beyond the classes", good_images, idx({kLabels, 3}, std::string("\0\12\1", 3)), false},
+      {"empty images", "", good_labels, true, 0},
+      {"images with half a header", good_images.substr(0, 9), good_labels, true, 9},
+      {"images with a header only", good_images.substr(0, 16), good_labels, true, 16},
+      {"images a byte short", good_images.substr(0, good_images.size() - 1), good_labels, true, 33},
+      {"images a byte long", good_images + "x", good_labels, true, 34},
+      {"images that are labels", good_labels, good_labels, true, 0},
+      {"images of another element type", idx({0xD03, 3, 2, 3}, good_images.substr(16)), good_labels, true, 0},
+      {"images with the byte order turned", std::string("\3\10\0\0", 4) + good_images.substr(4), good_labels, true, 0},
+      {"more images than the file holds", idx({kImages, 4000, 1000, 1000}, good_images.substr(16)), good_labels, true,
+       34},
+      {"sizes beyond 4 GiB", idx({kImages, 70000, 300, 300}, no_data), good_labels, true, 12},
+      {"sizes whose product overflows", idx({kImages, huge, huge, huge}, no_data), good_labels, true, 8},
+      {"sizes whose product wraps to 0", idx({kImages, 1U << 31U, 1U << 31U, 4}, no_data), good_labels, true, 8},
+      {"no images", idx({kImages, 0, 2, 3}, no_data), idx({kLabels, 0}, no_data), true, 4},
+      {"no images of overflowing size", idx({kImages, 0, huge, huge}, no_data), idx({kLabels, 0}, no_data), true, 4},
+      {"images without rows", idx({kImages, 3, 0, 3}, no_data), good_labels, true, 8},
+      {"images without columns", idx({kImages, 3, 2, 0}, no_data), good_labels, true, 12},
+      {"images without rows, overflowing columns", idx({kImages, huge, 0, huge}, no_data), good_labels, true, 8},
+      {"empty labels", good_images, "", false, 0},
+      {"labels that are images", good_images, good_images, false, 0},
+      {"labels a byte short", good_images, good_labels.substr(0, good_labels.size() - 1), false, 10},
+      {"labels a byte long", good_images, good_labels + "x", false, 11},
+      {"fewer labels than images", good_images, idx({kLabels, 2}, std::string(2, '\0')), false, 4},
+      {"more labels than images", good_images, idx({kLabels, 4}, std::string(4, '\0')), false, 4},
+      {"a label beyond the classes", good_images, idx({kLabels, 3}, std::string("\0\12\1", 3)), false, 9},
   };
   for (const Case& each : cases)
     for (const bool zipped : {false, true}) {
@@ -155,7 +157,8 @@ TEST_CASE("damaged idx files are refused with an error that names the file") {
       const auto data = examples::read_idx(images, labels, 10);
       REQUIRE(!data.ok());
       INFO(data.error().what());
-      CHECK(mentions(data.error().where(), each.images_at_fault ? images : labels));
+      CHECK(data.error().where() ==
+            (each.images_at_fault ? images : labels) + ", offset " + std::to_string(each.offset));
       CHECK(!data.error().expected().empty());
       CHECK(!data.error().found().empty());
     }
@@ -167,7 +170,9 @@ TEST_CASE("a gzip file cut short or damaged anywhere is refused") {
   const std::string zipped = contents(directory.write_gzip("zipped", three_images()));
   for (std::size_t length = 0; length < zipped.size(); ++length) {
     INFO("cut to " << length << " of " << zipped.size());
-    CHECK(!examples::read_idx(directory.write("images", zipped.substr(0, length)), labels, 10).ok());
+    const auto data = examples::read_idx(directory.write("images", zipped.substr(0, length)), labels, 10);
+    REQUIRE(!data.ok());
+    CHECK(mentions(data.error().where(), directory.file("images") + ", offset "));
   }
   for (std::size_t i = zipped.size() - 8; i < zipped.size(); ++i) {  // checksum and length
     std::string damaged = zipped;
@@ -250,6 +255,7 @@ TEST_CASE("training and test pictures of two sizes are refused") {
   directory.write("t10k-labels-idx1-ubyte", three_labels());
   const auto split = examples::read_mnist_directory(directory.path.string());
   REQUIRE(!split.ok());
+  CHECK(split.error().where() == directory.file("t10k-images-idx3-ubyte") + ", offset 8");
   CHECK(mentions(split.error().found(), "3 x 2"));
 }
 

@@ -217,23 +217,24 @@ TEST_CASE("preparation crops the middle, normalises, and passes through metadata
 TEST_CASE("CIFAR-10's binary batches are read in order") {
   Directory directory;
   directory.write("data_batch_2.bin", cifar_records(3, 5));
-  directory.write("data_batch_1.bin", cifar_records(4));
+  directory.write("data_batch_1.bin", cifar_records(3));
   directory.write("test_batch.bin", cifar_records(2));
   directory.write("readme.html", "passed over");
   const auto found = examples::read_cifar(directory.text());
   REQUIRE(found.ok());
   const auto& train = found.value().split.train;
   CHECK(train.shape == strata::Shape{3, 32, 32});
-  CHECK(train.labels == std::vector<std::uint8_t>{0, 1, 2, 3, 5, 6, 7});
+  CHECK(train.labels == std::vector<std::uint8_t>{0, 1, 2, 5, 6, 7});
   CHECK(found.value().split.test.size() == 2);
   CHECK(train.pixels[0] == 0);
   CHECK(train.pixels[3072 + 1] == 4);
   CHECK(train.deviation > 0);
   CHECK(found.value().split.test.mean == train.mean);
   CHECK(found.value().names.at(9) == "truck");
+  CHECK(examples::is_cifar10(found.value().names));
 
   // Crops and flips follow from the seed alone.
-  const std::vector<std::uint32_t> indices = {0, 3, 6};
+  const std::vector<std::uint32_t> indices = {0, 3, 5};
   std::vector<float> a;
   std::vector<float> b;
   std::vector<std::uint8_t> labels;
@@ -266,6 +267,56 @@ TEST_CASE("damaged CIFAR-10 batches are refused with file and offset") {
   CHECK_FALSE(examples::read_cifar(empty.text() + "/none").ok());
 }
 
+TEST_CASE("CIFAR-10 batches are read in the order of their numbers, none of which may be missing") {
+  Directory directory;
+  for (int number = 1; number <= 11; ++number)
+    directory.write("data_batch_" + std::to_string(number) + ".bin", cifar_records(1, number % 10));
+  directory.write("test_batch.bin", cifar_records(2));
+  directory.write("batches.meta.txt", "a\r\nb\r\nc\r\nd\r\ne\r\nf\r\ng\r\nh\r\ni\r\nj\r\n\r\n");
+  const auto found = examples::read_cifar(directory.text());
+  REQUIRE(found.ok());
+  CHECK(found.value().split.train.labels == std::vector<std::uint8_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1});
+  CHECK(found.value().names == std::vector<std::string>{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"});
+  CHECK_FALSE(examples::is_cifar10(found.value().names));
+
+  const auto error = [&] {
+    const auto result = examples::read_cifar(directory.text());
+    REQUIRE_FALSE(result.ok());
+    return std::string(result.error().what());
+  };
+  for (const char* name : {"data_batch_0.bin", "data_batch_01.bin", "data_batch_1 (copy).bin", "data_batch_.bin",
+                           "data_batch_-3.bin", "data_batch_99999999999.bin"}) {
+    const std::string path = directory.write(name, cifar_records(1));
+    CHECK(holds(error(), path));
+    std::filesystem::remove(path);
+  }
+  std::filesystem::remove(directory.path / "data_batch_7.bin");
+  std::filesystem::remove(directory.path / "data_batch_4.bin");
+  CHECK(holds(error(), "data_batch_4.bin: expected a batch, since there is data_batch_5.bin, found none"));
+  std::filesystem::remove(directory.path / "data_batch_1.bin");
+  CHECK(holds(error(), "data_batch_1.bin: expected a batch, since there is data_batch_2.bin, found none"));
+}
+
+TEST_CASE("CIFAR-10 batches that end between two records are refused by the size of the others") {
+  const auto error_of = [](const std::vector<int>& records, std::size_t test_bytes) {
+    Directory directory;
+    for (std::size_t i = 0; i < records.size(); ++i)
+      directory.write("data_batch_" + std::to_string(i + 1) + ".bin",
+                      std::string(static_cast<std::size_t>(records[i]) * 3073, '\0'));
+    directory.write("test_batch.bin", std::string(test_bytes, '\0'));
+    const auto found = examples::read_cifar(directory.text());
+    return found.ok() ? std::string("read") : std::string(found.error().what());
+  };
+  CHECK(error_of({3, 3, 3}, 3073) == "read");
+  CHECK(holds(error_of({3, 2, 3}, 3073),
+              "data_batch_2.bin, offset 6146: expected 3 records, as many as in data_batch_1.bin, found 2"));
+  CHECK(holds(error_of({2, 3, 3}, 3073), "data_batch_1.bin, offset 6146: expected 3 records"));
+  CHECK(holds(error_of({3, 3, 1}, 3073), "data_batch_3.bin, offset 3073: expected 3 records"));
+  // CIFAR-10's own batches come with a test batch of the same size.
+  CHECK(holds(error_of({10000}, 2 * 3073),
+              "test_batch.bin, offset 6146: expected 10000 records, as many as in each training batch, found 2"));
+}
+
 TEST_CASE("folders of pictures per class are read, and refused by the file that is wrong") {
   Directory directory;
   const Picture picture = pattern(8, 6, 3);
@@ -274,6 +325,7 @@ TEST_CASE("folders of pictures per class are read, and refused by the file that 
   const auto found = examples::read_cifar(directory.text());
   REQUIRE(found.ok());
   CHECK(found.value().names == std::vector<std::string>{"ant", "cat"});
+  CHECK_FALSE(examples::is_cifar10(found.value().names));
   CHECK(found.value().split.train.labels == std::vector<std::uint8_t>{0, 1});
   CHECK(found.value().split.train.shape == strata::Shape{3, 8, 6});
   CHECK(found.value().split.train.pixels[48 + 5] == picture.pixels[3 * 5 + 1]);  // green lies behind red
@@ -288,4 +340,13 @@ TEST_CASE("folders of pictures per class are read, and refused by the file that 
   CHECK(holds(error_with("train/cat/2.png", "no picture"), "train/cat/2.png"));
   CHECK(holds(error_with("test/cat/2.png", png(pattern(8, 7, 3))), "test/cat/2.png: expected 3 x 8 x 6"));
   CHECK(holds(error_with("train/dog/1.png", png(picture)), "folders of other names"));
+
+  // CIFAR-10 in folders is known by the names of its classes.
+  Directory cifar;
+  for (const char* part : {"train", "test"})
+    for (const auto name : examples::cifar10_classes)
+      cifar.write(std::string(part) + "/" + std::string(name) + "/1.png", png(picture));
+  const auto known = examples::read_cifar(cifar.text());
+  REQUIRE(known.ok());
+  CHECK(examples::is_cifar10(known.value().names));
 }

@@ -176,6 +176,49 @@ TEST_CASE("a session allocates nothing after the first call at a size, or after 
   CHECK(translate(reserved) == 0);
 }
 
+TEST_CASE("no parents make a session allocate at a size that was there before, nor any at a reserved one") {
+  TrainingNet network = random_network(2, small);
+  const Model model = Model::from_archive(strata::to_archive(network, 2)).value();
+  constexpr std::size_t longest = 36;
+  constexpr std::size_t most = 5;
+  const std::vector<TokenId> source(longest, 5);
+  const std::vector<TokenId> words(most, 8);
+  std::vector<std::int32_t> parents(most, 0);
+  std::mt19937 random(7);
+  /// The library's own allocations in a translation whose every step has a number of hypotheses that `next` gives, and
+  /// random parents.
+  const auto translate = [&](Session& session, std::size_t length, std::size_t steps, auto&& next) {
+    session.set_level(Level{static_cast<int>(random() % 2)});
+    long before = allocations();
+    session.encode(std::span(source).first(length));
+    long count = allocations() - before;
+    std::size_t last = 1;
+    for (std::size_t step = 0; step < steps; ++step) {
+      const std::size_t hypotheses = next();
+      for (std::int32_t& parent : parents) parent = static_cast<std::int32_t>(random() % last);
+      const bool same = hypotheses == last && random() % 4 == 0;
+      before = allocations();
+      (void)session.step(std::span(words).first(hypotheses), std::span(parents).first(same ? 0 : hypotheses));
+      count += allocations() - before;
+      last = hypotheses;
+    }
+    return count;
+  };
+  const auto any = [&] { return 1 + random() % most; };
+  Session session(model);
+  std::vector<std::size_t> seen;
+  for (const std::size_t length : {17U, 1U, 4U, 33U, 9U, 0U, 16U}) {
+    std::size_t hypotheses = 0;
+    (void)translate(session, length, most, [&] { return ++hypotheses; });
+    seen.push_back(length);
+    for (int sentence = 0; sentence < 10; ++sentence)
+      CHECK(translate(session, seen[random() % seen.size()], random() % 8, any) == 0);
+  }
+  Session reserved(model, {.source_steps = longest, .hypotheses = most});
+  for (int sentence = 0; sentence < 40; ++sentence)
+    CHECK(translate(reserved, random() % (longest + 1), random() % 8, any) == 0);
+}
+
 TEST_CASE("a source for which there is no memory is an error, and the session goes on with others") {
   TrainingNet network = random_network(2, small);
   Session session(Model::from_archive(strata::to_archive(network, 2)).value());

@@ -10,9 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include <strata/core/arena.hpp>
 #include <strata/core/error.hpp>
 #include <strata/core/executor.hpp>
+#include <strata/core/tensor.hpp>
 #include <strata/core/types.hpp>
+#include <strata/layers/inference/sequence.hpp>
 #include <strata/layers/sequence.hpp>
 #include <strata/runtime/model.hpp>
 #include <strata/runtime/sample_run.hpp>
@@ -32,8 +35,9 @@ struct SequenceSessionOptions {
 /// hooks, `set_level` between two calls is the way to change it. A session belongs to one thread at a time; several
 /// sessions may run the same model at once.
 ///
-/// After the first call at a given number of words or hypotheses, calls neither allocate nor throw nor lock (beyond
-/// what the executor does); `reserve` makes that the first ones too.
+/// A call of a size that was there before (`encode`: so many words; `step`: so many hypotheses after a source of so
+/// many words) neither allocates nor throws nor locks (beyond what the executor does), whatever came in between and
+/// whatever the parents are; `reserve` makes that the first ones too.
 template <class Model>
 class SequenceSession {
  public:
@@ -56,10 +60,8 @@ class SequenceSession {
     context_.set_checking(true);
     for (int level = 0; level < model_.levels(); ++level) {
       level_ = Level{level};
-      for (const index_t hypotheses : {1, 2}) {
-        try_sizes(2, hypotheses);
-        if (context_.error()) raise(*context_.error());
-      }
+      try_sizes(2, 2);
+      if (context_.error()) raise(*context_.error());
     }
     context_.set_checking(false);
     if (options.source_steps > 0) reserve(options.source_steps, options.hypotheses);
@@ -85,19 +87,9 @@ class SequenceSession {
   /// Takes all memory for sources of up to `source_steps` words and up to `hypotheses` hypotheses; forgets the source.
   void reserve(index_t source_steps, index_t hypotheses) {
     do {
-      for (index_t n = 1; n <= hypotheses; ++n) try_sizes(std::min<index_t>(source_steps, 1), n);
-      // Up to a vector of positions each number may have blocks of its own; longer sources come in whole vectors.
-      for (index_t steps = 2; steps < source_steps + context_.lanes;
-           steps += steps < context_.lanes ? 1 : context_.lanes) {
-        const index_t some = std::min(steps, source_steps);
-        try_sizes(some, 1);
-        if (hypotheses > 1) try_sizes(some, hypotheses);
-      }
+      for_each_size(0, source_steps, [&](index_t steps) { try_sizes(steps, hypotheses); });
       forget();
     } while (context_.arena().unite());
-    logits_.reserve(static_cast<std::size_t>(hypotheses * vocabulary()));
-    attention_.reserve(static_cast<std::size_t>(hypotheses * source_steps));
-    forget();
     model_.residency().forget_absent();
   }
 
@@ -125,8 +117,8 @@ class SequenceSession {
   [[nodiscard]] std::span<const Scalar> attention() const noexcept { return attention_; }
 
  private:
+  /// The state stays, for the shapes of its parts: the next step begins with zeros.
   void forget() noexcept {
-    for (auto& layer : state_) layer = {};
     memory_ = {};
     hypotheses_ = 0;
   }
@@ -139,15 +131,47 @@ class SequenceSession {
 
   void step_at(Level level, std::span<const TokenId> words, std::span<const std::int32_t> parents) {
     context_.set_level(level);
-    if (!parents.empty() && !is_identity(parents))
-      for (auto& layer : state_)
-        for (auto* part : {&layer.hidden, &layer.cell})
-          if (!layer.empty) (*part)[0] = inference::select(context_, (*part)[0], parents);
     const auto hypotheses = static_cast<index_t>(words.size());
+    bring_state(hypotheses, parents);
     const auto output = model_.network().decode(context_, words, {1, hypotheses, {}}, memory_, state_);
+    keep_state();
     hypotheses_ = hypotheses;
     copy_rows(output.logits, logits_);
     copy_rows(output.weights, attention_);
+  }
+
+  // Between two steps the state lies in an arena of its own, so that each step finds the context's arena as every other
+  // one after a source of so many words does: with the memory alone. Left there, it would lie where the steps before
+  // had put it, and which gaps are large enough would depend on all of them.
+
+  /// The state in the context's arena: zeros in the first step, else that of the last step's `parents`. (In the
+  /// session's very first step it has no shape yet, and the layers make their zeros.)
+  void bring_state(index_t hypotheses, std::span<const std::int32_t> parents) {
+    const bool same = parents.empty() || is_identity(parents);
+    for_each_part([&](Tensor<Scalar>& part) {
+      if (hypotheses_ == 0) {
+        part = context_.make(hypotheses, part.shape());
+        std::fill_n(part.data(), part.layout().size(), Scalar{0});
+      } else {
+        part = same ? copy_in(context_.arena(), part) : inference::select(context_, part, parents);
+      }
+    });
+  }
+  void keep_state() {
+    for_each_part([&](Tensor<Scalar>& part) { part = copy_in(kept_, part); });
+  }
+
+  template <class F>
+  void for_each_part(const F& f) {
+    for (auto& layer : state_)
+      for (auto* parts : {&layer.hidden, &layer.cell})
+        for (Tensor<Scalar>& part : *parts)
+          if (part.data() != nullptr) f(part);
+  }
+  [[nodiscard]] static Tensor<Scalar> copy_in(Arena& arena, const Tensor<Scalar>& x) {
+    const Tensor<Scalar> copy(arena, x.layout());
+    std::copy_n(x.data(), x.layout().size(), copy.data());
+    return copy;
   }
 
   [[nodiscard]] bool is_identity(std::span<const std::int32_t> parents) const noexcept {
@@ -166,21 +190,30 @@ class SequenceSession {
     }
   }
 
-  /// A source and three steps of so many at `level_`, present or not, the second with all parents another way round.
+  /// Calls `f` for numbers from `first` to `most` such that every other one takes blocks as one of them does: up to a
+  /// vector each number may have its own, larger ones come in whole vectors.
+  template <class F>
+  static void for_each_size(index_t first, index_t most, const F& f) {
+    for (index_t n = first; n < most; n += n < Context::lanes ? 1 : Context::lanes) f(n);
+    if (first <= most) f(most);
+  }
+
+  /// A source of so many words and steps of up to so many hypotheses at `level_`, present or not.
   void try_sizes(index_t source_steps, index_t hypotheses) {
     const std::vector<TokenId> source(static_cast<std::size_t>(source_steps), end_token);
     const std::vector<TokenId> words(static_cast<std::size_t>(hypotheses), begin_token);
-    std::vector<std::int32_t> parents(words.size());
-    for (std::size_t i = 0; i < parents.size(); ++i) parents[i] = static_cast<std::int32_t>(parents.size() - 1 - i);
+    const std::vector<std::int32_t> parents(words.size(), 0);
     encode_at(level_, source);
-    step_at(level_, words, {});
-    step_at(level_, words, parents);
-    step_at(level_, words, parents);
+    for_each_size(1, hypotheses, [&](index_t n) {
+      step_at(level_, std::span(words).first(static_cast<std::size_t>(n)),
+              std::span(parents).first(static_cast<std::size_t>(n)));
+    });
   }
 
   Model model_;
   std::unique_ptr<ThreadPool> pool_;
   Context context_;
+  Arena kept_;  ///< of the state between two steps
   Level level_;
   typename Network::Memory memory_;
   typename Network::State state_;
