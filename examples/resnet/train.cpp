@@ -1,4 +1,5 @@
-// Trains a ResNet with nested levels on CIFAR-10 or Fashion-MNIST and reports what every level reaches.
+// Trains a ResNet with nested levels on CIFAR-10, Fashion-MNIST or folders of pictures and reports what every level
+// reaches.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -24,6 +25,7 @@
 #include "../support/idx.hpp"
 #include "../support/levels.hpp"
 #include "../support/picture.hpp"
+#include "../support/rows.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
 #include "network.hpp"
@@ -40,6 +42,7 @@ struct Options {
   std::string network = "resnet20";
   std::string dataset = "cifar10";
   std::string data;
+  std::string data_name;  ///< in rows; empty: what `name_of_data` makes of the others
   std::string arm = "joint";
   int level = -1;
   double epochs = 60;
@@ -117,6 +120,14 @@ examples::NamedSplit read_data(const Options& options) {
     named.split.train = select(whole, std::span(order).subspan(held));
   }
   return named;
+}
+
+/// What rows call the data, so that those of two data sets are not taken for one: without --data-name, folders are
+/// CIFAR-10 if their classes are called as its are, else they are called like their directory.
+std::string name_of_data(const Options& options, const std::vector<std::string>& classes) {
+  if (!options.data_name.empty()) return options.data_name;
+  if (options.dataset != "cifar10" || examples::is_cifar10(classes)) return options.dataset;
+  return examples::data_name(options.data);
 }
 
 /// Half of the epochs are dense. The others: joint prunes for a tenth, trains the levels for three tenths, tunes the
@@ -274,6 +285,10 @@ int run(const Options& options) {
     strata::raise(strata::Error("--switches", "an arm with levels to switch between", "--arm " + options.arm));
   examples::check_report(options.report);
   const examples::NamedSplit data = read_data(options);
+  const std::string data_name = name_of_data(options, data.names);
+  const std::string pictures = data_name + " (" + std::to_string(data.split.train.size()) +
+                               " pictures to learn from, " + std::to_string(data.split.test.size()) + " to judge by)";
+  std::fprintf(stderr, "%s\n", pictures.c_str());
   std::filesystem::create_directories(options.out);
 
   std::vector<Row> rows;
@@ -305,7 +320,7 @@ int run(const Options& options) {
                row.flops > 0 ? examples::percent(row.flops, 2) : "", examples::fixed(row.epochs, 1),
                examples::fixed(row.seconds, 0)});
     report.push_back({{"network", options.network},
-                      {"data", options.dataset},
+                      {"data", data_name},
                       {"split", options.validation > 0 ? "validation" : "test"},
                       {"seed", options.seed},
                       {"arm", options.arm},
@@ -321,9 +336,9 @@ int run(const Options& options) {
     else if (row.level != "dense")
       report.back()["level"] = std::stoi(row.level);
   }
-  std::printf("%s%s, %s arm, seed %llu, judged on the %s pictures\n", table.text().c_str(), options.network.c_str(),
-              options.arm.c_str(), static_cast<unsigned long long>(options.seed),
-              options.validation > 0 ? "validation" : "test");
+  std::printf("%s%s on %s, %s arm, seed %llu, judged on the %s pictures\n", table.text().c_str(),
+              options.network.c_str(), pictures.c_str(), options.arm.c_str(),
+              static_cast<unsigned long long>(options.seed), options.validation > 0 ? "validation" : "test");
   if (!options.report.empty()) {
     const std::string text = report.dump(2) + "\n";
     (void)strata::io::write_atomically(options.report, {std::as_bytes(std::span(text))}).value();
@@ -336,14 +351,19 @@ int run(const Options& options) {
 int main(int argc, char** argv) {
   Options options;
   options.command = examples::command_of("resnet_train", argc, argv);
-  CLI::App app{"Trains a ResNet with nested sparse levels on CIFAR-10 or Fashion-MNIST and judges every level."};
+  CLI::App app{
+      "Trains a ResNet with nested sparse levels on CIFAR-10, Fashion-MNIST or folders of pictures and judges every "
+      "level."};
   app.add_option("--network", options.network, "resnet20, resnet56, resnet50-small, ...")->capture_default_str();
-  app.add_option("--dataset", options.dataset)
+  app.add_option("--dataset", options.dataset, "what lies in --data, folders of pictures being read as cifar10")
       ->check(CLI::IsMember({"cifar10", "fashion-mnist"}))
       ->capture_default_str();
   app.add_option("--data", options.data,
                  "directory: CIFAR-10's binary batches or train/ and test/ with a folder of pictures per class; or "
                  "Fashion-MNIST's idx files");
+  app.add_option("--data-name", options.data_name,
+                 "what rows call the data; default: --dataset, or the last name of --data if it is read as cifar10 and "
+                 "its classes are not called as CIFAR-10's ten are");
   app.add_option("--arm", options.arm, "joint, bottom-up, single (a model of its own for each level) or dense")
       ->check(CLI::IsMember({"joint", "bottom-up", "single", "dense"}))
       ->capture_default_str();

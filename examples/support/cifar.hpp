@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -28,6 +31,15 @@ struct NamedSplit {
   std::vector<std::string> names;
 };
 
+/// What CIFAR-10's classes are called, in the order of their labels, which is the alphabet's.
+inline constexpr std::array<std::string_view, 10> cifar10_classes = {
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"};
+
+/// Whether classes are called as CIFAR-10's ten are: all that tells its pictures, in folders, from those of others.
+[[nodiscard]] inline bool is_cifar10(const std::vector<std::string>& names) {
+  return std::equal(names.begin(), names.end(), cifar10_classes.begin(), cifar10_classes.end());
+}
+
 namespace detail {
 
 /// Appends the records of a binary batch: a label, then 32 x 32 bytes of red, green and blue.
@@ -38,7 +50,7 @@ namespace detail {
   const auto record = static_cast<std::size_t>(1 + data.shape.size());
   if (bytes.empty()) return strata::Error(path, "records of " + std::to_string(record) + " bytes", "an empty file");
   for (std::size_t at = 0; at < bytes.size(); at += record) {
-    const auto place = [&] { return path + ", offset " + std::to_string(at); };
+    const auto place = [&] { return at_offset(path, at); };
     if (bytes.size() - at < record)
       return strata::Error(place(), "a record of " + std::to_string(record) + " bytes",
                            std::to_string(bytes.size() - at) + " bytes");
@@ -64,6 +76,37 @@ namespace detail {
   if (error) return strata::Error(path.string(), "a readable directory", error.message());
   std::ranges::sort(entries);
   return entries;
+}
+
+/// The data_batch_1.bin, data_batch_2.bin, ... among `files` of `directory`, in the order of their numbers. Errors:
+/// none, one that is missing before the last, one named otherwise, as copies are.
+[[nodiscard]] inline strata::Result<std::vector<std::string>> training_batches(
+    const std::string& directory, const std::vector<std::filesystem::path>& files) {
+  constexpr std::string_view stem = "data_batch_";
+  constexpr std::string_view ending = ".bin";
+  const auto name_of = [&](std::uint32_t number) {
+    return std::string(stem) + std::to_string(number) + std::string(ending);
+  };
+  std::map<std::uint32_t, std::filesystem::path> numbered;
+  for (const auto& path : files) {
+    const std::string name = path.filename().string();
+    if (!name.starts_with(stem) || !name.ends_with(ending)) continue;
+    std::uint32_t number = 0;
+    (void)std::from_chars(name.data() + stem.size(), name.data() + name.size() - ending.size(), number);
+    if (number == 0 || name != name_of(number))
+      return strata::Error(path.string(), "data_batch_1.bin, data_batch_2.bin, ...", "\"" + name + "\"");
+    numbered.emplace(number, path);
+  }
+  if (numbered.empty()) return strata::Error(directory, "data_batch_1.bin, data_batch_2.bin, ...", "none");
+  std::vector<std::string> batches;
+  for (const auto& [number, path] : numbered) {
+    const std::string name = name_of(static_cast<std::uint32_t>(batches.size() + 1));
+    if (path.filename() != name)
+      return strata::Error((std::filesystem::path(directory) / name).string(),
+                           "a batch, since there is " + path.filename().string(), "none");
+    batches.push_back(path.string());
+  }
+  return batches;
 }
 
 /// All files of the directories `path`/`names[c]`, which are the pictures of class c; `data.shape` empty: the first
@@ -100,29 +143,49 @@ namespace detail {
 
 }  // namespace detail
 
-/// data_batch_1.bin and so on as training pictures, test_batch.bin as test pictures; names from batches.meta.txt if it
-/// is there. Errors: files missing, with labels of 10 and more, or that end within a record.
+/// data_batch_1.bin and so on as training pictures, test_batch.bin as test pictures; names from batches.meta.txt, which
+/// says no more than those, if it is there. Nothing in the files says how many records they hold, so what was cut off
+/// between two records shows by the other files: training batches are of one size, and where that is the 10,000 records
+/// of CIFAR-10's own, the test batch is too. Last batches that are missing do not show. Errors: files missing (see
+/// `training_batches`), of another size, with labels of 10 and more, or that end within a record.
 [[nodiscard]] inline strata::Result<NamedSplit> read_cifar_batches(const std::string& directory) {
+  constexpr index_t own_records = 10000;
   NamedSplit result;
   const auto files = detail::entries_of(directory, false);
   if (!files) return files.error();
-  for (strata::train::Dataset* part : {&result.split.train, &result.split.test}) {
+  const auto batches = detail::training_batches(directory, files.value());
+  if (!batches) return batches.error();
+  strata::train::Dataset& train = result.split.train;
+  strata::train::Dataset& test = result.split.test;
+  for (strata::train::Dataset* part : {&train, &test}) {
     part->shape = {3, 32, 32};
     part->classes = 10;
-    const bool training = part == &result.split.train;
-    for (const auto& path : files.value()) {
-      const std::string name = path.filename().string();
-      if (training ? !(name.starts_with("data_batch_") && name.ends_with(".bin")) : name != "test_batch.bin") continue;
-      if (strata::Status status = detail::append_cifar_batch(path.string(), *part); !status) return status.error();
-    }
-    if (part->labels.empty())
-      return strata::Error(directory, training ? "data_batch_1.bin, data_batch_2.bin, ..." : "test_batch.bin", "none");
   }
+  const auto cut = [&](const std::string& path, index_t count, index_t wanted, const std::string& like) {
+    return strata::Error(detail::at_offset(path, static_cast<std::uint64_t>(count * (1 + train.shape.size()))),
+                         std::to_string(wanted) + " records, as many as in " + like, std::to_string(count));
+  };
+  std::vector<index_t> records;
+  for (const std::string& path : batches.value()) {
+    const index_t before = train.size();
+    if (strata::Status status = detail::append_cifar_batch(path, train); !status) return status.error();
+    records.push_back(train.size() - before);
+  }
+  const auto largest = static_cast<std::size_t>(std::ranges::max_element(records) - records.begin());
+  const std::string largest_name = std::filesystem::path(batches.value()[largest]).filename().string();
+  for (std::size_t i = 0; i < records.size(); ++i)
+    if (records[i] != records[largest]) return cut(batches.value()[i], records[i], records[largest], largest_name);
+  const std::string test_path = (std::filesystem::path(directory) / "test_batch.bin").string();
+  if (strata::Status status = detail::append_cifar_batch(test_path, test); !status) return status.error();
+  if (records[largest] == own_records && test.size() != own_records)
+    return cut(test_path, test.size(), own_records, "each training batch");
   std::ifstream meta(directory + "/batches.meta.txt");
-  for (std::string line; std::getline(meta, line) && result.names.size() < 10;)
+  for (std::string line; std::getline(meta, line) && result.names.size() < cifar10_classes.size();) {
+    if (line.ends_with('\r')) line.pop_back();
     if (!line.empty()) result.names.push_back(line);
-  if (result.names.size() != 10)
-    result.names = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"};
+  }
+  if (result.names.size() != cifar10_classes.size())
+    result.names.assign(cifar10_classes.begin(), cifar10_classes.end());
   return result;
 }
 
