@@ -1,7 +1,8 @@
-// GNMT of full width: milliseconds a decoder step (4 cells of 1,024, attention over 25 words, 32,000 words to choose
-// from) at batch 1 for the dense model and both levels, and the share of time of each kind of layer. Weights are random
-// at the usual budgets. `--make DIR` writes the models, and a memory with logits for benchmarks/peers/gnmt, once;
-// `--models DIR` times them (`--times`: one line of medians only; `--threads N`). `--training` times a step of the
+// GNMT of full size (4 + 4 layers of 1,024): milliseconds for reading a sentence of 25 words, and for a decoder step (4
+// cells, attention over those words, 32,000 words to choose from), at batch 1 for the dense model and both levels, and
+// the share of time of each kind of layer. Weights are random at the usual budgets. `--make DIR` writes the models, and
+// a memory with logits for benchmarks/peers/gnmt, once; `--models DIR` times them (`--times`: one line of medians only,
+// three of steps and three of sentences; `--threads N`). `--training` times a step of the
 // small network (256 wide, 2 + 2 layers, 8,000 words, batch 64, length 20) on all cores.
 #include <algorithm>
 #include <array>
@@ -83,9 +84,8 @@ void save_numbers(const std::string& path, std::span<const float> numbers) {
   (void)strata::io::write_atomically(path, {std::as_bytes(numbers)}).value();
 }
 
-/// The decoder is the full one; the encoder, which is not timed, has two layers and few words.
 void make_models(const std::string& directory) {
-  TrainingNet network({.source_words = 1000, .target_words = 32000, .encoder_layers = 2, .decoder_layers = 4});
+  TrainingNet network(TrainingNet::Config{});  // the full one
   train::initialise(network, 1);
   {
     const strata::Archive archive = strata::to_archive(network, 1);
@@ -127,54 +127,75 @@ void time_models(const std::string& directory, int threads, int rounds, bool tim
   const std::vector<TokenId> source = make_source();
   constexpr int steps = 8;  // of one sentence, as they follow each other in use
   constexpr std::array<const char*, 3> names = {"dense", "level 1", "level 0"};
-  std::array<std::vector<double>, 3> times;
-  const auto run = [&](auto& session, Level level, std::vector<double>& seconds, auto&& after) {
+  struct Times {
+    std::vector<double> step, sentence;
+  };
+  /// What a run does after its sentence and after each step, with the milliseconds of it.
+  struct Nothing {
+    void operator()(double /*milliseconds*/) const {}
+  };
+  const auto run = [&](auto& session, Level level, auto&& after_sentence, auto&& after_step) {
     session.set_level(level);
+    seconds_of = {};
+    const auto begin = Clock::now();
     session.encode(source);
+    after_sentence(1e3 * since(begin));
     TokenId word = strata::begin_token;
     for (int step = 0; step < steps; ++step) {
       seconds_of = {};
       const auto start = Clock::now();
       const auto logits = session.step(std::span(&word, 1), {});
-      if (step > 1) {
-        seconds.push_back(1e3 * since(start));
-        after();
-      }
+      if (step > 1) after_step(1e3 * since(start));
       word = static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
     }
   };
+  std::array<Times, 3> times;
   {
     strata::SequenceSession<Model> dense(Model::from_archive(dense_archive).value(), {.threads = threads});
     strata::SequenceSession<Model> levels(Model::from_archive(level_archive).value(), {.threads = threads});
-    for (int round = 0; round < rounds; ++round) {
-      run(dense, Level{0}, times[0], [] {});
-      run(levels, Level{1}, times[1], [] {});
-      run(levels, Level{0}, times[2], [] {});
-    }
+    for (int round = -1; round < rounds; ++round)  // one that is not counted: the session learns the sentence's size
+      for (std::size_t r = 0; r < 3; ++r) {
+        const auto note = [&](std::vector<double>& milliseconds) {
+          return [&milliseconds, round](double value) {
+            if (round >= 0) milliseconds.push_back(value);
+          };
+        };
+        run(r == 0 ? dense : levels, Level{r == 1 ? 1 : 0}, note(times[r].sentence), note(times[r].step));
+      }
   }
   if (times_only) {
-    std::printf("%.4f %.4f %.4f\n", median(times[0]), median(times[1]), median(times[2]));
+    for (const Times& of : times) std::printf("%.4f ", median(of.step));
+    std::printf("%.4f %.4f %.4f\n", median(times[0].sentence), median(times[1].sentence), median(times[2].sentence));
     return;
   }
   strata::SequenceSession<TimedModel> dense(TimedModel::from_archive(dense_archive).value(), {.threads = threads});
   strata::SequenceSession<TimedModel> levels(TimedModel::from_archive(level_archive).value(), {.threads = threads});
-  std::printf("%-8s %8s", "model", "ms");
-  for (const char* name : kind_names) std::printf("  %s", name);
-  std::printf("\n");
-  for (std::size_t r = 0; r < 3; ++r) {
-    std::array<std::vector<double>, kinds> parts;
-    std::vector<double> all;
-    for (int round = 0; round < rounds; ++round)
-      run(r == 0 ? dense : levels, Level{r == 1 ? 1 : 0}, all, [&] {
-        for (std::size_t k = 0; k < kinds; ++k) parts[k].push_back(1e3 * seconds_of[k]);
-      });
-    double sum = 0;
-    for (auto& part : parts) sum += median(part);
-    std::printf("%-8s %8.3f", names[r], median(times[r]));
-    for (std::size_t k = 0; k < kinds; ++k)
-      std::printf("  %*.3f (%2.0f %%)", static_cast<int>(std::strlen(kind_names[k])) - 7, median(parts[k]),
-                  100 * median(parts[k]) / sum);
+  for (const bool sentence : {false, true}) {
+    std::printf("%-8s %8s", sentence ? "sentence" : "step", "ms");
+    for (const char* name : kind_names) std::printf("  %s", name);
     std::printf("\n");
+    for (std::size_t r = 0; r < 3; ++r) {
+      std::array<std::vector<double>, kinds> parts;
+      const auto note = [&](double /*milliseconds*/) {
+        for (std::size_t k = 0; k < kinds; ++k) parts[k].push_back(1e3 * seconds_of[k]);
+      };
+      for (int round = 0; round < rounds; ++round) {
+        auto& session = r == 0 ? dense : levels;
+        const Level level{r == 1 ? 1 : 0};
+        if (sentence) {
+          run(session, level, note, Nothing());
+        } else {
+          run(session, level, Nothing(), note);
+        }
+      }
+      double sum = 0;
+      for (auto& part : parts) sum += median(part);
+      std::printf("%-8s %8.3f", names[r], median(sentence ? times[r].sentence : times[r].step));
+      for (std::size_t k = 0; k < kinds; ++k)
+        std::printf("  %*.3f (%2.0f %%)", static_cast<int>(std::strlen(kind_names[k])) - 7, median(parts[k]),
+                    100 * median(parts[k]) / sum);
+      std::printf("\n");
+    }
   }
 }
 

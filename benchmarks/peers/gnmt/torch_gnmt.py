@@ -1,8 +1,10 @@
-"""GNMT's decoder step in PyTorch and in ONNX Runtime on one thread, on the dense weights, the memory and the logits that
-`gnmt_latency --make DIR` wrote: checks the logits of two words, then prints the median milliseconds a step of either.
+"""GNMT's reading of a sentence and its decoder step in PyTorch and in ONNX Runtime on one thread, on the dense weights,
+the memory and the logits that `gnmt_latency --make DIR` wrote: checks the memory and the logits of two words, then
+prints the median milliseconds a step and a sentence of either.
 
 PyTorch: the better of fused LSTM layers and plain linear layers, inference mode, keys projected once a sentence. ONNX
-Runtime: the better of its LSTM operator and matrix products. `--torch` or `--onnx` times only one of them.
+Runtime: the better of its LSTM operator and matrix products for the step, the operator for the sentence. `--torch` or
+`--onnx` times only one of them.
 """
 import os
 import sys
@@ -19,6 +21,13 @@ from onnx_graph import Graph
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 WIDTH, LAYERS, WORDS = 1024, 4, (1, 77)
+SENTENCE = [4 + i * 37 % 900 for i in range(25)]
+PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def onnx_order(weight):
+    """Gates i, f, g, o as ONNX's LSTM wants them: i, o, f, g."""
+    return np.concatenate([weight.reshape(4, WIDTH, -1)[g] for g in (0, 3, 1, 2)]).reshape(weight.shape)
 
 
 def names_of_cells():
@@ -37,11 +46,10 @@ class Decoder:
         self.query = arrays[attention + "linear_q.weight"]
         self.cells = []
         for name in names_of_cells():
-            weights = [arrays[f"{name}.{part}_l0"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            weights = [arrays[f"{name}.{part}_l0"] for part in PARTS]
             if fused:
                 cell = torch.nn.LSTM(weights[0].shape[1], WIDTH)
-                cell.load_state_dict({f"{part}_l0": weight for part, weight in
-                                      zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights)})
+                cell.load_state_dict({f"{part}_l0": weight for part, weight in zip(PARTS, weights)})
                 self.cells.append(cell)
             else:
                 self.cells.append((weights[0], weights[1], weights[2] + weights[3]))
@@ -83,12 +91,9 @@ class OnnxDecoder:
 
         def cell(i, name, x):
             state = [graph.input(f"{part}{i}", [1, WIDTH]) for part in "hc"]
-            weights = [arrays[f"{name}.{part}_l0"].numpy() for part in
-                       ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            weights = [arrays[f"{name}.{part}_l0"].numpy() for part in PARTS]
             if fused:
-                order = [0, 3, 1, 2]  # ONNX: i, o, f, c
-                weights = [np.concatenate([w.reshape(4, WIDTH, -1)[g] for g in order]).reshape(w.shape)
-                           for w in weights]
+                weights = [onnx_order(weight) for weight in weights]
                 axis = graph.integers(0)
                 h, c = (node("Unsqueeze", part, axis) for part in state)
                 y, h, c = node("LSTM", node("Unsqueeze", x, axis), graph.constant(weights[0][None]),
@@ -136,6 +141,72 @@ class OnnxDecoder:
         return torch.from_numpy(logits)
 
 
+class Encoder:
+    """The memory of a sentence and its keys; `fused`: torch.nn.LSTM, else a linear layer for the inputs of all words
+    and one a word for the state."""
+
+    def __init__(self, arrays, keys, fused):
+        self.keys, self.fused = keys, fused
+        self.words = arrays["embedder.weight"]
+        self.layers = []
+        for i in range(LAYERS):
+            directions = [{part: arrays[f"rnn_layers.{i}.{part}_l0{end}"] for part in PARTS}
+                          for end in (("", "_reverse") if i == 0 else ("",))]
+            if fused:
+                layer = torch.nn.LSTM(directions[0]["weight_ih"].shape[1], WIDTH, bidirectional=i == 0)
+                layer.load_state_dict({f"{part}_l0{end}": direction[part] for part in PARTS
+                                       for direction, end in zip(directions, ("", "_reverse"))})
+                self.layers.append(layer)
+            else:
+                self.layers.append(directions)
+
+    @staticmethod
+    def read(x, direction, backwards):
+        inputs = F.linear(x, direction["weight_ih"], direction["bias_ih"] + direction["bias_hh"])
+        weight, h, c, outputs = direction["weight_hh"].t(), torch.zeros(1, WIDTH), torch.zeros(1, WIDTH), []
+        steps = range(len(x))
+        for t in reversed(steps) if backwards else steps:
+            i, f, g, o = torch.addmm(inputs[t:t + 1], h, weight).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.cat(outputs[::-1] if backwards else outputs)
+
+    def __call__(self, sentence):
+        x = self.words[sentence]
+        for i, layer in enumerate(self.layers):
+            if self.fused:
+                y = layer(x.unsqueeze(1))[0][:, 0]
+            else:
+                y = torch.cat([self.read(x, direction, backwards) for direction, backwards in
+                               zip(layer, (False, True))], 1)
+            x = y + x if i > 1 else y
+        return x, F.linear(x, *self.keys)
+
+
+class OnnxEncoder:
+    """The same as a graph of LSTM operators."""
+
+    def __init__(self, arrays, keys):
+        graph = Graph()
+        node = graph.node
+        x = node("Gather", graph.constant(arrays["embedder.weight"]), graph.input("words", [len(SENTENCE)],
+                                                                                  TensorProto.INT64))
+        for i in range(LAYERS):
+            ends = ("", "_reverse") if i == 0 else ("",)
+            parts = [np.stack([onnx_order(arrays[f"rnn_layers.{i}.{part}_l0{end}"].numpy()) for end in ends])
+                     for part in PARTS]
+            y = node("LSTM", node("Unsqueeze", x, graph.integers(1)), graph.constant(parts[0]),
+                     graph.constant(parts[1]), graph.constant(np.concatenate(parts[2:], 1)), hidden_size=WIDTH,
+                     direction="bidirectional" if i == 0 else "forward", results=3)[0]  # words, directions, 1, WIDTH
+            y = node("Reshape", y, graph.integers(len(SENTENCE), len(ends) * WIDTH))
+            x = node("Add", y, x) if i > 1 else y
+        self.session = graph.session(x, graph.perceptron(x, keys[0], keys[1]))
+
+    def __call__(self, sentence):
+        return [torch.from_numpy(array) for array in self.session.run(None, {"words": sentence.numpy()})]
+
+
 def main():
     directory = sys.argv[1]
     arrays = {name: torch.from_numpy(array) for name, array in
@@ -143,6 +214,11 @@ def main():
     memory = torch.from_numpy(np.fromfile(directory + "/memory.f32", dtype="<f4").reshape(-1, WIDTH))
     expected = torch.from_numpy(np.fromfile(directory + "/logits.f32", dtype="<f4")).reshape(len(WORDS), -1)
     best = {}
+
+    def note(name, form, milliseconds):
+        print(f"{name} {form} {milliseconds:.2f}", file=sys.stderr)
+        best[name] = min(best.get(name, milliseconds), milliseconds)
+
     with torch.inference_mode():
         for name, kind in (("torch", Decoder), ("onnx", OnnxDecoder)):
             if len(sys.argv) > 2 and f"--{name}" not in sys.argv:
@@ -154,10 +230,23 @@ def main():
                     difference = (found - wanted).abs().max().item() / wanted.abs().max().item()
                     if not difference < 1e-3:
                         sys.exit(f"{name}: logits differ by {difference:.2g} of the largest")
-                time_of_it = median_milliseconds(lambda: decoder.step(77), 1.5)
-                print(f"{name} {'LSTM operator' if fused else 'products'} {time_of_it:.2f}", file=sys.stderr)
-                best[name] = min(best.get(name, time_of_it), time_of_it)
+                note(name, "LSTM operator" if fused else "products",
+                     median_milliseconds(lambda: decoder.step(77), 1.5))
                 del decoder
+        keys = [arrays["att_rnn.attn." + part] for part in ("linear_k.weight", "normalize_bias")]
+        arrays = {name: torch.from_numpy(array) for name, array in
+                  read_safetensors(directory + "/dense.safetensors", "encoder.").items()}
+        sentence = torch.tensor(SENTENCE)
+        for name, form, make in (("torch", "LSTM operator", lambda: Encoder(arrays, keys, True)),
+                                 ("torch", "products", lambda: Encoder(arrays, keys, False)),
+                                 ("onnx", "LSTM operator", lambda: OnnxEncoder(arrays, keys))):
+            if len(sys.argv) > 2 and f"--{name}" not in sys.argv:
+                continue
+            encoder = make()
+            difference = (encoder(sentence)[0] - memory).abs().max().item() / memory.abs().max().item()
+            if not difference < 1e-3:
+                sys.exit(f"{name}: memories differ by {difference:.2g} of the largest")
+            note(f"{name}_sentence", form, median_milliseconds(lambda: encoder(sentence), 3))
     for name, value in best.items():
         print(f"{name} {value:.4f}")
 
