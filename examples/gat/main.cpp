@@ -9,7 +9,7 @@
 
 #include "../support/rows_report.hpp"
 #include "../support/training_run.hpp"
-#include "experiment.hpp"
+#include "arms.hpp"
 
 int main(int argc, char** argv) {
   gat::ExperimentOptions options;

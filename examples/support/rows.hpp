@@ -47,32 +47,58 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
   return row.value("split", row.value("part", "test"));
 }
 
-/// What the run of a row was told: its command, options in alphabetical order, without those that tell runs of the same
-/// settings apart (seeds), that change what is judged and not what is learnt (--test, --switches), or that take the
-/// dense model from another run.
-[[nodiscard]] inline std::string settings_of(const nlohmann::json& row) {
-  static constexpr std::string_view left_out[] = {"--seed", "--first-seed", "--seeds",
-                                                  "--test", "--switches",   "--dense-from"};
+namespace detail {
+
+/// The program of a command, then its options with their values in alphabetical order, those for which `keep(name)`.
+template <class Keep>
+[[nodiscard]] std::string options_of(const nlohmann::json& row, const Keep& keep) {
   std::istringstream words(row.value("command", ""));
-  std::vector<std::string> options;  // with their values; the first is the program
-  for (std::string word; words >> word;)
-    if (options.empty() || word.starts_with("--"))
-      options.push_back(std::move(word));
-    else
+  std::vector<std::string> options;
+  for (std::string word; words >> word;) {
+    if (!options.empty() && !word.starts_with("--")) {
       options.back() += " " + word;
-  std::erase_if(options, [&](const std::string& option) {
-    const std::string_view name = std::string_view(option).substr(0, option.find_first_of(" ="));
-    return std::find(std::begin(left_out), std::end(left_out), name) != std::end(left_out);
+      continue;
+    }
+    if (const std::size_t sign = word.find('='); sign != std::string::npos) word[sign] = ' ';
+    options.push_back(std::move(word));
+  }
+  std::string kept;
+  if (options.empty()) return kept;
+  std::sort(options.begin() + 1, options.end());
+  for (std::size_t i = 0; i < options.size(); ++i)
+    if (i == 0 || keep(std::string_view(options[i]).substr(0, options[i].find(' '))))
+      kept += (kept.empty() ? "" : " ") + options[i];
+  return kept;
+}
+
+}  // namespace detail
+
+/// What the run of a row was told, without what the row itself says (data, arm, level), what tells runs of the same
+/// settings apart (seeds), what changes what is judged and not what is learnt (--test, --switches), and where the dense
+/// model was taken from.
+[[nodiscard]] inline std::string settings_of(const nlohmann::json& row) {
+  static constexpr std::string_view left_out[] = {"--seed",  "--first-seed", "--seeds",      "--test",
+                                                  "--arm",   "--arms",       "--data",       "--data-name",
+                                                  "--level", "--switches",   "--dense-from", "--single-level"};
+  return detail::options_of(row, [](std::string_view name) {
+    return std::find(std::begin(left_out), std::end(left_out), name) == std::end(left_out);
   });
-  if (!options.empty()) std::sort(options.begin() + 1, options.end());
-  std::string settings;
-  for (const std::string& option : options) settings += (settings.empty() ? "" : " ") + option;
-  return settings;
+}
+
+/// What of it makes another network or other data, which no two arms of one table differ in.
+[[nodiscard]] inline std::string shape_of(const nlohmann::json& row) {
+  static constexpr std::string_view kept[] = {"--width",     "--encoder-layers", "--decoder-layers", "--points",
+                                              "--samples1",  "--samples2",       "--centroids1",     "--centroids2",
+                                              "--limit",     "--merges",         "--multi-scale",    "--whole-words",
+                                              "--lower-case"};
+  return detail::options_of(
+      row, [](std::string_view name) { return std::find(std::begin(kept), std::end(kept), name) != std::end(kept); });
 }
 
 /// Adds `more`, the rows of file `where`, as `add_row` does. Errors, with nothing changed: rows judged by another part
-/// of the data; rows of a network, data, arm and level whose run was told something else than that of rows which are
-/// there (the networks may be of different widths): they would take their place, or a mean be over both.
+/// of the data, or not judged where those are that they would replace; rows of a network and data whose runs had a
+/// network of another shape than rows which are there; rows of an arm and level whose run was told something else or
+/// had other epochs: they would take their place, or a mean be over both.
 [[nodiscard]] inline strata::Status merge_rows(nlohmann::json& rows, const nlohmann::json& more,
                                                const std::string& where) {
   nlohmann::json merged = rows;
@@ -81,9 +107,24 @@ inline void add_row(nlohmann::json& rows, nlohmann::json row) {
       return strata::Error(where, "rows judged by " + part_of(merged.front()) + " data", "one by " + part_of(row));
     for (const auto& old : merged) {
       const auto same = [&](const char* key) { return old.at(key) == row.at(key); };
-      if (same("network") && same("data") && same("arm") && same("level") && settings_of(old) != settings_of(row))
+      if (!same("network") || !same("data")) continue;
+      if (shape_of(old) != shape_of(row))
+        return strata::Error(where, "runs of \"" + shape_of(old) + "\", as those which are there",
+                             "one of \"" + shape_of(row) + "\"");
+      if (!same("arm") || !same("level")) continue;
+      if (settings_of(old) != settings_of(row))
         return strata::Error(where, "runs of \"" + settings_of(old) + "\", as those of that arm which are there",
                              "one of \"" + settings_of(row) + "\"");
+      if (old.value("epochs", nlohmann::json()) != row.value("epochs", nlohmann::json()))
+        return strata::Error(where,
+                             "runs of " + old.value("epochs", nlohmann::json()).dump() + " epochs, as those of " +
+                                 std::string(row.at("arm")) + " which are there",
+                             "one of " + row.value("epochs", nlohmann::json()).dump());
+      if (same("seed") && old.value("accuracy", nlohmann::json()).is_number() &&
+          !row.value("accuracy", nlohmann::json()).is_number())
+        return strata::Error(where,
+                             "rows with an accuracy, as those of seed " + row.at("seed").dump() + " which are there",
+                             "one without");
     }
     add_row(merged, row);
   }

@@ -110,7 +110,7 @@ struct Headline {
 };
 
 /// Errors: rows of more than one network or data set, without a dense model, or without levels 1 and 0 of the joint
-/// arm.
+/// arm; a dense arm with other epochs than the levels have.
 [[nodiscard]] inline strata::Result<Headline> headline_of(const nlohmann::json& rows, const std::string& where) {
   if (rows.empty()) return strata::Error(where, "rows of an experiment", "none");
   Headline headline;
@@ -143,6 +143,13 @@ struct Headline {
     };
     const auto values = of_dense_seeds("accuracy");
     if (values.empty()) return strata::Error(where, "level " + name + " of the joint arm", "none");
+    if (headline.full_epochs) {
+      const double epochs_of_dense = summarise(values_of(by_seed(rows, "dense", "dense", "epochs"))).mean;
+      const double epochs = summarise(values_of(of_dense_seeds("epochs"))).mean;
+      if (std::abs(epochs_of_dense - epochs) > 0.01 * epochs)
+        return strata::Error(where, "a dense arm of " + fixed(epochs, 1) + " epochs, as level " + name + " has",
+                             fixed(epochs_of_dense, 1));
+    }
     HeadlineLevel& found = headline.levels[level];
     found.seeds = values.size();
     found.accuracy = summarise(values_of(values)).mean;

@@ -112,10 +112,13 @@ class StepClock {
 /// While it lives, an interrupt or a signal to end asks for a stop, and going on after a suspension is noted.
 class WatchSignals {
  public:
-  WatchSignals() {
+  /// `stops` false: only suspensions are watched, and signals to end do what they did.
+  explicit WatchSignals(bool stops = true) : stops_(stops) {
     detail::stop_requested = 0;
-    interrupt_ = std::signal(SIGINT, stop);
-    end_ = std::signal(SIGTERM, stop);
+    if (stops_) {
+      interrupt_ = std::signal(SIGINT, stop);
+      end_ = std::signal(SIGTERM, stop);
+    }
 #if defined(SIGCONT)
     going_on_ = std::signal(SIGCONT, [](int) { detail::went_on = 1; });
 #endif
@@ -123,8 +126,10 @@ class WatchSignals {
   WatchSignals(const WatchSignals&) = delete;
   WatchSignals& operator=(const WatchSignals&) = delete;
   ~WatchSignals() {
-    std::signal(SIGINT, interrupt_);
-    std::signal(SIGTERM, end_);
+    if (stops_) {
+      std::signal(SIGINT, interrupt_);
+      std::signal(SIGTERM, end_);
+    }
 #if defined(SIGCONT)
     std::signal(SIGCONT, going_on_);
 #endif
@@ -141,6 +146,7 @@ class WatchSignals {
     detail::stop_requested = 1;
   }
 
+  bool stops_;
   Handler interrupt_ = nullptr;
   Handler end_ = nullptr;
 #if defined(SIGCONT)

@@ -166,11 +166,11 @@ using Session = strata::Session<Model>;
 
 strata::Status answer(Session& session, std::span<const float> request, strata::Level level,
                       std::vector<float>& reply) {
-  if (strata::Status ok = session.check_input(request); !ok) return ok;  // another size, another shape
+  if (strata::Status ok = session.check_input(request); !ok) return ok;  // another size, or the network refuses it
   if (level.index < 0 || level.index >= session.model().levels())
     return strata::Error("level", "one of the model", level.index);
   std::ranges::copy(request, session.input().begin());
-  const auto output = session.forward(level);  // cannot fail; by deadline: session.forward(deadline, policy)
+  const auto output = session.forward(level);  // cannot fail; with a profile set also session.forward(deadline, policy)
   reply.assign(output.begin(), output.end());
   return strata::success();
 }

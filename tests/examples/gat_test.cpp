@@ -21,6 +21,7 @@
 #include <strata/train/graph_attention.hpp>
 #include <strata/train/training.hpp>
 
+#include "gat/arms.hpp"
 #include "gat/experiment.hpp"
 #include "gat/graph_text.hpp"
 #include "gat/network.hpp"
@@ -341,6 +342,16 @@ TEST_CASE("the checkpoint of an experiment is that of one run, with its time, da
   REQUIRE_FALSE(joint.run(2));
   CHECK(contents(checkpoint) == saved);
 
+  // So does any run that is carried out before its own.
+  SmallExperiment two(rings, "joint");
+  two.options.arms = {"dense", "joint"};
+  REQUIRE_FALSE(two.run(24 + 9));
+  const std::string held = contents(two.options.checkpoint);
+  fs::remove(two.options.report);
+  REQUIRE_FALSE(two.run(5));
+  const bool same_file = contents(two.options.checkpoint) == held;
+  CHECK(same_file);
+
   // A run of another name begins anew.
   SmallExperiment whole(rings, "single");
   REQUIRE(whole.run());
@@ -370,6 +381,12 @@ TEST_CASE("the checkpoint of an experiment is that of one run, with its time, da
     CHECK(row.at("seconds").get<double>() >= 1000);
     CHECK(row.at("seconds").get<double>() < 2000);
   }
+
+  // Rows from before a recipe had other epochs do not mix with today's.
+  nlohmann::json older = joint.rows();
+  for (auto& row : older) row["epochs"] = 25;
+  REQUIRE(examples::write_rows(older, joint.options.report).ok());
+  CHECK(joint.error() == joint.options.report);
 }
 
 TEST_CASE("what an experiment could not write or go on from is refused before any training") {
@@ -391,5 +408,7 @@ TEST_CASE("what an experiment could not write or go on from is refused before an
   small.options = usual;
   small.options.report = missing;
   CHECK(small.error() == "--report");
+  small.options.report.clear();
+  CHECK(small.error() == "--checkpoint");
   CHECK_FALSE(fs::exists(usual.models));
 }

@@ -145,6 +145,10 @@ TEST_CASE("a network's line over all networks is of the joint arm against the de
   const auto fewer = examples::headline_of(joint, "file").value();
   CHECK_FALSE(fewer.full_epochs);
   CHECK(std::abs(fewer.dense - 0.75) < 1e-12);
+  nlohmann::json unequal = rows;
+  for (auto& each : unequal)
+    if (each.at("arm") == "dense") each["epochs"] = 20;
+  CHECK(examples::headline_of(unequal, "file").error().found() == "20.0");
 
   CHECK(examples::headline_of(nlohmann::json::array(), "file").error().where() == "file");
   nlohmann::json mixed = rows;
@@ -210,8 +214,20 @@ TEST_CASE("rows of runs with other options do not take the place of others, nor 
     const auto status = examples::merge_rows(rows, narrow, "narrow.json");
     REQUIRE_FALSE(status.ok());
     CHECK(status.error().where() == "narrow.json");
-    CHECK(status.error().found() == "one of \"net train --data DIR --epochs 3\"");
+    CHECK(status.error().found() == "one of \"net train\"");
   }
+  const auto slow = of("net train --data DIR --seed 2 --epochs 3 --width 512 --rate 0.1", 2, 0.3);
+  CHECK(examples::merge_rows(rows, slow, "file").error().found() ==
+        "one of \"net train --epochs 3 --rate 0.1 --width 512\"");
+  // The same told in other ways.
+  nlohmann::json merged = rows;
+  CHECK(examples::merge_rows(merged, of("net train --width=512 --epochs=3 --arm joint --seed 2", 2, 0.3), "").ok());
+  auto longer = of("net train --data DIR --seed 2 --epochs 3 --width 512", 2, 0.3);
+  for (auto& each : longer) each["epochs"] = 4.0;
+  CHECK(examples::merge_rows(rows, longer, "file").error().found() == "one of 4.0");
+  auto unjudged = of("net train --data DIR --seed 1 --epochs 3 --width 512", 1, 0.3);
+  for (auto& each : unjudged) each["accuracy"] = nullptr;
+  CHECK(examples::merge_rows(rows, unjudged, "file").error().found() == "one without");
   auto validation = of("net train --data DIR --seed 1 --epochs 3 --width 512", 1, 0.3);
   for (auto& each : validation) each["split"] = "validation";
   CHECK(examples::merge_rows(rows, validation, "file").error().found() == "one by validation");
@@ -228,9 +244,22 @@ TEST_CASE("GNMT's stored rows say what they were judged by, and models of two wi
   CHECK(examples::part_of(narrow.front()) == "validation");
   CHECK(examples::merge_rows(rows, narrow, "gnmt-256.json").error().found() == "one by validation");
   for (auto& each : narrow) each["split"] = "test";
-  CHECK(examples::merge_rows(rows, narrow, "gnmt-256.json").error().found() == "one of \"gnmt train --data DIR\"");
+  CHECK(examples::merge_rows(rows, narrow, "gnmt-256.json").error().found() == "one of \"gnmt train\"");
   CHECK(rows == stored("gnmt.json"));
   CHECK(examples::headline_of(rows, "gnmt.json").ok());
+}
+
+TEST_CASE("models of single levels come from runs of their own and are merged, with the dense model of each") {
+  const auto single = [](int level, const std::string& option) {
+    auto result = nlohmann::json::array({row("single", 1, level, 0.4, 0.1), row("single", 1, level, 0.5, 1)});
+    result[1]["level"] = "dense";
+    for (auto& each : result) each["command"] = "net train --data DIR --arm single" + option;
+    return result;
+  };
+  nlohmann::json rows = single(1, "");
+  CHECK(examples::merge_rows(rows, single(0, " --single-level 0"), "zero").ok());
+  CHECK(examples::merge_rows(rows, single(0, " --level 0"), "again").ok());
+  CHECK(rows.size() == 3);
 }
 
 TEST_CASE("data is called after its directory") {

@@ -236,6 +236,22 @@ TEST_CASE("a source for which there is no memory is an error, and the session go
     CHECK_THROWS_AS(session.encode(source), std::bad_alloc);
   }
   CHECK(logits_after(3) == expected);
+
+  // Nor does a step that found none leave anything behind: sizes that were there before find their memory.
+  const std::vector<TokenId> few = {5, 6, 7, 2};
+  session.encode(few);
+  {
+    const std::vector<TokenId> many(20000, 1);
+    const FailingAllocations failing(std::size_t{1} << 20);
+    CHECK_THROWS_AS(session.step(many, {}), std::bad_alloc);
+  }
+  const auto again = logits_after(3);
+  const std::vector<TokenId> one = {1};
+  const long before = allocations();
+  session.encode(few);
+  (void)session.step(one, {});
+  CHECK(allocations() == before);
+  CHECK(again == expected);
 }
 
 TEST_CASE("what is no word reads as zeros, and the model comes back from its file") {

@@ -193,6 +193,7 @@ TEST_CASE("channels are normalised apart if the data say so") {
   other.channel_means.pop_back();
   CHECK(other.check().error().expected() == "a mean and a deviation for each of 3 channels, or none");
   CHECK(other.check().error().found() == "2 and 3");
+  CHECK_THROWS_AS(other.batch(&first, 1, batch, labels), strata::Error);
   other = data;
   other.channel_deviations[0] = 0;
   CHECK(other.check().error().expected() == "a finite deviation above 0");

@@ -150,12 +150,14 @@ TEST_CASE("a context is after recalibration what it was before") {
   context.norm_momentum = 0.25;
   context.bfloat16 = true;
   context.keep_norms_below = 1;
+  context.drop_at_stage = 2;
   context.dropout_factors = {0.5};
   std::vector<int> levels;
   train::recalibrate(context, 2, 3, [&](index_t batch) {
     CHECK(context.training);
     CHECK_FALSE(context.bfloat16);
     CHECK(context.keep_norms_below == 0);
+    CHECK(context.drop_at_stage == -1);
     CHECK(context.dropout_rate(0.4) == 0);
     CHECK(context.norm_momentum == 1 / static_cast<double>(batch + 1));
     levels.push_back(context.level.index);
@@ -165,6 +167,7 @@ TEST_CASE("a context is after recalibration what it was before") {
   CHECK(context.norm_momentum == 0.25);
   CHECK(context.bfloat16);
   CHECK(context.keep_norms_below == 1);
+  CHECK(context.drop_at_stage == 2);
   CHECK(context.dropout_factors == std::vector<double>{0.5});
 }
 

@@ -117,8 +117,9 @@ class SequenceSession {
   [[nodiscard]] std::span<const Scalar> attention() const noexcept { return attention_; }
 
  private:
-  /// The state stays, for the shapes of its parts: the next step begins with zeros.
+  /// The next step begins with zeros.
   void forget() noexcept {
+    for_each_part([](std::size_t, Tensor<Scalar>& part) { part = {}; });
     memory_ = {};
     hypotheses_ = 0;
   }
@@ -148,9 +149,10 @@ class SequenceSession {
   /// session's very first step it has no shape yet, and the layers make their zeros.)
   void bring_state(index_t hypotheses, std::span<const std::int32_t> parents) {
     const bool same = parents.empty() || is_identity(parents);
-    for_each_part([&](Tensor<Scalar>& part) {
+    for_each_part([&](std::size_t i, Tensor<Scalar>& part) {
+      if (i >= shapes_.size() || shapes_[i].channels == 0) return;
       if (hypotheses_ == 0) {
-        part = context_.make(hypotheses, part.shape());
+        part = context_.make(hypotheses, shapes_[i]);
         std::fill_n(part.data(), part.layout().size(), Scalar{0});
       } else {
         part = same ? copy_in(context_.arena(), part) : inference::select(context_, part, parents);
@@ -158,15 +160,21 @@ class SequenceSession {
     });
   }
   void keep_state() {
-    for_each_part([&](Tensor<Scalar>& part) { part = copy_in(kept_, part); });
+    for_each_part([&](std::size_t i, Tensor<Scalar>& part) {
+      if (i >= shapes_.size()) shapes_.resize(i + 1);
+      if (part.data() == nullptr) return;  // the other direction of a layer that has one
+      shapes_[i] = part.shape();
+      part = copy_in(kept_, part);
+    });
   }
 
+  /// Calls `f(i, part)` for the i-th tensor of the state.
   template <class F>
   void for_each_part(const F& f) {
+    std::size_t i = 0;
     for (auto& layer : state_)
       for (auto* parts : {&layer.hidden, &layer.cell})
-        for (Tensor<Scalar>& part : *parts)
-          if (part.data() != nullptr) f(part);
+        for (Tensor<Scalar>& part : *parts) f(i++, part);
   }
   [[nodiscard]] static Tensor<Scalar> copy_in(Arena& arena, const Tensor<Scalar>& x) {
     const Tensor<Scalar> copy(arena, x.layout());
@@ -213,7 +221,8 @@ class SequenceSession {
   Model model_;
   std::unique_ptr<ThreadPool> pool_;
   Context context_;
-  Arena kept_;  ///< of the state between two steps
+  Arena kept_;                 ///< of the state between two steps
+  std::vector<Shape> shapes_;  ///< of the state's parts; without channels: a part that no layer has
   Level level_;
   typename Network::Memory memory_;
   typename Network::State state_;

@@ -67,7 +67,7 @@ struct Dataset {
   std::vector<double> channel_deviations = {};
 
   [[nodiscard]] index_t size() const noexcept { return static_cast<index_t>(labels.size()); }
-  /// What `channel` is normalised by.
+  /// What `channel` is normalised by. Precondition: there are as many numbers as channels, or none.
   [[nodiscard]] double mean_of(index_t channel) const {
     return channel_means.empty() ? mean : channel_means[static_cast<std::size_t>(channel)];
   }
@@ -87,15 +87,21 @@ struct Dataset {
     if (classes < 1 || classes > 256) return Error("dataset", "1 to 256 classes", classes);
     for (const std::uint8_t label : labels)
       if (label >= classes) return Error("dataset", "labels below " + std::to_string(classes), std::to_string(label));
-    for (const auto* numbers : {&channel_means, &channel_deviations})
-      if (!numbers->empty() && static_cast<index_t>(numbers->size()) != shape.channels)
-        return Error({"dataset"}, {"a mean and a deviation for each of ", shape.channels, " channels, or none"},
-                     {channel_means.size(), " and ", channel_deviations.size()});
+    if (Status status = check_channels(); !status) return status;
     for (index_t channel = 0; channel < shape.channels; ++channel) {
       if (!std::isfinite(mean_of(channel))) return Error("dataset", "a finite mean", mean_of(channel));
       if (!std::isfinite(deviation_of(channel)) || deviation_of(channel) <= 0)
         return Error("dataset", "a finite deviation above 0", deviation_of(channel));
     }
+    return success();
+  }
+
+  /// Errors: means or deviations of some channels only.
+  [[nodiscard]] Status check_channels() const {
+    for (const auto* numbers : {&channel_means, &channel_deviations})
+      if (!numbers->empty() && static_cast<index_t>(numbers->size()) != shape.channels)
+        return Error({"dataset"}, {"a mean and a deviation for each of ", shape.channels, " channels, or none"},
+                     {channel_means.size(), " and ", channel_deviations.size()});
     return success();
   }
 
@@ -131,13 +137,14 @@ struct Dataset {
   }
 
   /// The `count` pictures `indices`, normalised, as batch x channels x height x width, and their labels; with `random`
-  /// each is varied. Raises: an index that no picture has.
+  /// each is varied. Raises: an index that no picture has, means or deviations of some channels only.
   void batch(const std::uint32_t* indices, index_t count, std::vector<float>& pictures,
              std::vector<std::uint8_t>& batch_labels, std::mt19937_64* random = nullptr,
              const Variation& variation = {}) const {
     for (index_t i = 0; i < count; ++i)
       if (indices[i] >= labels.size())
         raise(Error({"batch of a dataset"}, {"pictures 0 to ", size() - 1}, {indices[i]}));
+    (void)check_channels().value();
     pictures.resize(static_cast<std::size_t>(count * shape.size()));
     batch_labels.resize(static_cast<std::size_t>(count));
     std::vector<std::array<float, 256>> values(static_cast<std::size_t>(shape.channels));  // by channel and pixel

@@ -21,7 +21,8 @@ namespace strata::train {
 
 /// Passes one input of zeros through `network`, which tells each of its weights how often it is used: what budgets of
 /// FLOPs count by. Weights, statistics and levels stay as they are. For networks of one input tensor; others tell by a
-/// pass of their own with `Context::training` false.
+/// pass of their own with `Context::training` false. `Scalar` is the network's. Raises: layers that do not fit
+/// together.
 template <class Scalar = float, class Network>
 void count_uses(const Network& network) {
   SerialExecutor executor;
@@ -42,11 +43,18 @@ struct PruneOptions {
 /// as `allocate` chooses them, and makes the network ready for them. Weights that are zero, as in a checkpoint that was
 /// sparse before, belong to no level. A network with normalisations needs `recalibrate` (train/recalibration.hpp)
 /// next: until then all levels have the statistics that it had before. Errors, with nothing changed: those of
-/// `allocate`, floors of unknown names or outside [0, 1]. Precondition: a network of several inputs has run once.
+/// `allocate`, floors of unknown names or outside [0, 1], layers that do not fit together. `Scalar` is the network's.
+/// Precondition: a network of several inputs has run once.
 template <class Scalar = float, class Network>
 [[nodiscard]] Status prune(Network& network, const std::vector<LevelBudget>& budgets,
                            const PruneOptions& options = {}) {
-  if constexpr (requires { network.input_shape(); }) count_uses<Scalar>(network);
+  if constexpr (requires { network.input_shape(); }) {
+    const auto pass = [&] {
+      count_uses<Scalar>(network);
+      return success();
+    };
+    if (Status status = returning_errors(pass); !status) return status;
+  }
   const auto is_density = [](double value) { return value >= 0 && value <= 1; };
   if (!is_density(options.floor)) return Error({"floor"}, {"0 to 1"}, {options.floor});
   std::vector<PrunableLayer<Scalar>> layers;

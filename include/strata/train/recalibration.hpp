@@ -21,19 +21,22 @@ namespace strata::train {
 
 /// Sets the running statistics of levels 0 .. levels-1 to means over `batches` passes each: `pass(batch)` runs batch
 /// number `batch` through the network in `context`, which has begun it at the level. Single precision, without
-/// dropout; the context's settings are afterwards what they were. Precondition: the network is ready for so many
-/// levels (`set_levels`); with one normalisation for all of them, the last one's statistics would be everybody's.
+/// dropout and without a drop of the level; the context's settings are afterwards what they were. Precondition: the
+/// network is ready for so many levels (`set_levels`); with one normalisation for all of them, the last one's
+/// statistics would be everybody's.
 template <class Scalar, class Pass>
 void recalibrate(Context<Scalar>& context, int levels, index_t batches, const Pass& pass) {
   const strata::detail::AtExit reset(
       [&, momentum = context.norm_momentum, training = std::exchange(context.training, true),
        bfloat16 = std::exchange(context.bfloat16, false), kept = std::exchange(context.keep_norms_below, 0),
+       drop_at = std::exchange(context.drop_at_stage, -1),
        factors = std::exchange(context.dropout_factors,
                                std::vector<double>(static_cast<std::size_t>(levels), 0.0))]() mutable noexcept {
         context.norm_momentum = momentum;
         context.training = training;
         context.bfloat16 = bfloat16;
         context.keep_norms_below = kept;
+        context.drop_at_stage = drop_at;
         context.dropout_factors = std::move(factors);
       });
   for (int level = 0; level < levels; ++level)
