@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <strata/train/fingerprint.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/tape.hpp>
 #include <strata/train/training.hpp>
@@ -33,17 +34,14 @@ class CloudTask {
   [[nodiscard]] index_t size() const noexcept { return data_.size(); }
   /// Tells runs on other data or with other options apart.
   [[nodiscard]] std::string fingerprint() const {
-    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
-    const auto* bytes = reinterpret_cast<const unsigned char*>(data_.coordinates.data());
-    for (std::size_t i = 0; i < data_.coordinates.size() * sizeof(float); ++i)
-      hash = (hash ^ bytes[i]) * 1099511628211U;
-    for (const std::uint8_t label : data_.labels) hash = (hash ^ label) * 1099511628211U;
+    strata::train::Fingerprint hash;
+    hash.add_bytes(data_.coordinates.data(), data_.coordinates.size() * sizeof(float));
+    hash.add_all(data_.labels);
     const Variation& v = options_.variation;
-    return std::to_string(data_.size()) + " clouds, " + std::to_string(hash) + ", scale " +
-           std::to_string(v.least_scale) + " to " + std::to_string(v.most_scale) + ", shift " +
-           std::to_string(v.shift) + ", drop " + std::to_string(v.drop) + ", mirror " + std::to_string(v.mirror) +
-           ", smoothing " + std::to_string(options_.smoothing) + ", least batch " +
-           std::to_string(options_.least_batch);
+    return std::to_string(data_.size()) + " clouds, " + hash.text() + ", scale " + std::to_string(v.least_scale) +
+           " to " + std::to_string(v.most_scale) + ", shift " + std::to_string(v.shift) + ", drop " +
+           std::to_string(v.drop) + ", mirror " + std::to_string(v.mirror) + ", smoothing " +
+           std::to_string(options_.smoothing) + ", least batch " + std::to_string(options_.least_batch);
   }
 
   /// Makes clouds `indices` the current batch, filled up with others if there are too few; these and the variations

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <strata/train/data.hpp>
+#include <strata/train/fingerprint.hpp>
 
 #include "support/catch.hpp"
 
@@ -200,6 +201,21 @@ TEST_CASE("channels are normalised apart if the data say so") {
   other = data;
   other.channel_means[2] = std::numeric_limits<double>::quiet_NaN();
   CHECK(other.check().error().expected() == "a finite mean");
+}
+
+TEST_CASE("a fingerprint follows from numbers and their order, and stays what checkpoints hold") {
+  strata::train::Fingerprint one;
+  CHECK(one.value() == 1469598103934665603U);
+  one.add(std::uint8_t{7});
+  CHECK(one.value() == (1469598103934665603U ^ 7U) * 1099511628211U);
+  const std::vector<std::uint8_t> numbers = {7, 0, 255};
+  strata::train::Fingerprint all, bytes, other;
+  all.add_all(numbers);
+  bytes.add_bytes(numbers.data(), 3);
+  other.add_all(std::vector<std::uint8_t>{0, 7, 255});
+  CHECK(all.text() == bytes.text());
+  CHECK(all.value() != other.value());
+  CHECK(all.value() != one.value());
 }
 
 TEST_CASE("a slice beyond the pictures is an error") {

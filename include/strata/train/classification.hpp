@@ -16,6 +16,7 @@
 #include <strata/core/types.hpp>
 #include <strata/layers/exchange.hpp>
 #include <strata/train/data.hpp>
+#include <strata/train/fingerprint.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/tape.hpp>
 #include <strata/train/training.hpp>
@@ -54,11 +55,11 @@ class Classification {
   [[nodiscard]] index_t size() const noexcept { return data_.size(); }
   /// Tells runs on other data or with other options apart.
   [[nodiscard]] std::string fingerprint() const {
-    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
-    for (const std::uint8_t byte : data_.pixels) hash = (hash ^ byte) * 1099511628211U;
-    for (const std::uint8_t byte : data_.labels) hash = (hash ^ byte) * 1099511628211U;
+    Fingerprint hash;
+    hash.add_all(data_.pixels);
+    hash.add_all(data_.labels);
     const Variation& variation = options_.variation;
-    std::string text = std::to_string(data_.size()) + " pictures, " + std::to_string(hash) + ", shift " +
+    std::string text = std::to_string(data_.size()) + " pictures, " + hash.text() + ", shift " +
                        std::to_string(variation.shift) + ", flip " + std::to_string(variation.flip) + ", smoothing " +
                        std::to_string(options_.smoothing);
     if (std::pair(data_.mean, data_.deviation) != data_.statistics())

@@ -31,6 +31,7 @@
 #include <strata/io/model_file.hpp>
 #include <strata/train/allocation.hpp>
 #include <strata/train/data.hpp>
+#include <strata/train/fingerprint.hpp>
 #include <strata/train/optimiser.hpp>
 #include <strata/train/recalibration.hpp>
 #include <strata/train/recipe.hpp>
@@ -301,13 +302,10 @@ class Trainer {
 
   /// Tells the weights apart from which a run without a dense phase starts.
   [[nodiscard]] std::string start_text() {
-    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
-    for (const Parameter<Scalar>* parameter : parameters<Scalar>(network_)) {
-      const auto* const bytes = reinterpret_cast<const unsigned char*>(parameter->value.data());
-      const auto count = static_cast<std::size_t>(parameter->value.size()) * sizeof(Scalar);
-      for (std::size_t i = 0; i < count; ++i) hash = (hash ^ bytes[i]) * 1099511628211U;
-    }
-    return ", start " + std::to_string(hash);
+    Fingerprint hash;
+    for (const Parameter<Scalar>* parameter : parameters<Scalar>(network_))
+      hash.add_bytes(parameter->value.data(), static_cast<std::size_t>(parameter->value.size()) * sizeof(Scalar));
+    return ", start " + hash.text();
   }
 
   /// A fingerprint's entries, "name number" most of them.

@@ -13,6 +13,7 @@
 #include <strata/core/error.hpp>
 #include <strata/core/types.hpp>
 #include <strata/sparse/graph.hpp>
+#include <strata/train/fingerprint.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/tape.hpp>
 
@@ -81,15 +82,14 @@ class NodeClassification {
   /// A sample is a pass over the graph: recipes of this task have a batch of 1.
   [[nodiscard]] index_t size() const noexcept { return options_.steps_per_epoch; }
   [[nodiscard]] std::string fingerprint() const {
-    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
-    const auto add = [&](auto number) { hash = (hash ^ static_cast<std::uint64_t>(number)) * 1099511628211U; };
-    for (const GraphIndex source : data_.input.graph.sources()) add(source);
-    for (const GraphIndex target : data_.input.graph.targets()) add(target);
-    for (const GraphIndex feature : data_.input.features.indices()) add(feature);
-    for (const float value : data_.input.features.values()) add(std::llround(static_cast<double>(value) * 1e6));
-    for (const std::uint8_t label : data_.labels) add(label);
-    for (const GraphIndex node : data_.train) add(node);
-    return std::to_string(data_.input.graph.nodes()) + " nodes, " + std::to_string(hash) + ", steps " +
+    Fingerprint hash;
+    hash.add_all(data_.input.graph.sources());
+    hash.add_all(data_.input.graph.targets());
+    hash.add_all(data_.input.features.indices());
+    for (const float value : data_.input.features.values()) hash.add(std::llround(static_cast<double>(value) * 1e6));
+    hash.add_all(data_.labels);
+    hash.add_all(data_.train);
+    return std::to_string(data_.input.graph.nodes()) + " nodes, " + hash.text() + ", steps " +
            std::to_string(options_.steps_per_epoch) + ", distil all " + std::to_string(options_.distil_all_nodes);
   }
 

@@ -17,6 +17,7 @@
 #include <strata/core/types.hpp>
 #include <strata/layers/sequence.hpp>
 #include <strata/train/data.hpp>
+#include <strata/train/fingerprint.hpp>
 #include <strata/train/loss.hpp>
 #include <strata/train/sequence_loss.hpp>
 #include <strata/train/tape.hpp>
@@ -80,13 +81,13 @@ class Translation {
   [[nodiscard]] index_t size() const noexcept { return data_.size(); }
   /// Tells runs on other data or with other options apart.
   [[nodiscard]] std::string fingerprint() const {
-    std::uint64_t hash = 1469598103934665603U;  // FNV-1a
+    Fingerprint hash;
     for (const auto* side : {&data_.source, &data_.target})
       for (const auto& sentence : *side) {
-        for (const TokenId word : sentence) hash = (hash ^ static_cast<std::uint64_t>(word)) * 1099511628211U;
-        hash = (hash ^ sentence.size()) * 1099511628211U;
+        hash.add_all(sentence);
+        hash.add(sentence.size());
       }
-    return std::to_string(size()) + " sentence pairs, " + std::to_string(hash) + ", smoothing " +
+    return std::to_string(size()) + " sentence pairs, " + hash.text() + ", smoothing " +
            std::to_string(options_.smoothing) + ", step multiple " + std::to_string(options_.step_multiple);
   }
 
