@@ -100,6 +100,10 @@ TEST_CASE("the table of a network has means and differences to the dense arm of 
   REQUIRE(plot.series[1].points.size() == 3);
   CHECK(std::abs(plot.series[1].points[0].x - 5) < 1e-9);
   CHECK(std::abs(plot.series[1].points[0].y - 76.5) < 1e-9);
+  nlohmann::json one_cosine = two_seeds();
+  for (auto& each : one_cosine)
+    if (each.at("arm") == "joint") each["command"] = "net --one-cosine";
+  CHECK(examples::rows_plot(one_cosine, "accuracy", "title", "accuracy, %").series[1].points.size() == 2);
 }
 
 TEST_CASE("a network's line over all networks is of the joint arm against the dense one") {
