@@ -21,6 +21,7 @@
 #include "gnmt/pairs.hpp"
 #include "gnmt/translator.hpp"
 #include "support/catch.hpp"
+#include "support/resumption.hpp"
 
 namespace {
 
@@ -231,44 +232,11 @@ TEST_CASE("a translation run that was saved and restored ends with the same bits
   recipe.tune_epochs = 0.67;
   recipe.tune_paths = 1;
   recipe.recalibration_batches = 0;
-  using Trainer = train::Trainer<Net, train::Translation<float>>;
-  const auto bits_of = [](Net& network) {
-    std::vector<float> bits;
-    for (const auto* parameter : train::parameters<float>(network)) {
-      bits.insert(bits.end(), parameter->value.begin(), parameter->value.end());
-      bits.insert(bits.end(), parameter->strata.begin(), parameter->strata.end());
-    }
-    return bits;
-  };
-  const auto run = [&](const train::Recipe& of, strata::Executor& executor, const strata::Archive* from,
-                       std::vector<strata::Archive>* saved) {
+  test::check_resumption(task, recipe, 11, [&](unsigned seed) {
     Net network(config);
-    gnmt::initialise(network, from == nullptr ? 3 : 77);
-    Trainer trainer(network, task, of, executor);
-    if (from != nullptr) REQUIRE(trainer.restore(*from).ok());
-    while (!trainer.done()) {
-      if (saved != nullptr) saved->push_back(trainer.state());
-      trainer.step();
-    }
-    if (saved != nullptr) saved->push_back(trainer.state());
-    return bits_of(network);
-  };
-  strata::ThreadPool two(2);
-  strata::SerialExecutor one;
-  std::vector<strata::Archive> saved;
-  const auto expected = run(recipe, two, nullptr, &saved);
-  REQUIRE(saved.size() == 12);
-  for (std::size_t step = 0; step < saved.size(); ++step) {
-    INFO("saved after step " << step);
-    CHECK(run(recipe, one, &saved[step], nullptr) == expected);
-  }
-  // What the run is told does something.
-  train::Recipe without = recipe;
-  without.clip = 0;
-  CHECK(run(without, two, nullptr, nullptr) != expected);
-  without = recipe;
-  without.dropout_factors.clear();
-  CHECK(run(without, two, nullptr, nullptr) != expected);
+    gnmt::initialise(network, seed);
+    return network;
+  });
 }
 
 TEST_CASE("model files without vocabularies or with others are refused") {

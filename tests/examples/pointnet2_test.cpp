@@ -25,6 +25,7 @@
 #include "pointnet2/task.hpp"
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
+#include "support/resumption.hpp"
 
 namespace {
 
@@ -90,22 +91,6 @@ train::Recipe small_recipe() {
   recipe.tune_paths = 1;
   recipe.recalibration_batches = 2;
   return recipe;
-}
-
-/// Every bit of what a network learnt.
-std::vector<float> bits_of(Network& network) {
-  std::vector<float> bits;
-  for (const auto* parameter : train::parameters<float>(network)) {
-    bits.insert(bits.end(), parameter->value.begin(), parameter->value.end());
-    bits.insert(bits.end(), parameter->strata.begin(), parameter->strata.end());
-  }
-  strata::for_each_layer(network, [&](const std::string&, const std::string&, auto& layer) {
-    for (const auto& norm : layer.norms()) {
-      bits.insert(bits.end(), norm.running_mean.begin(), norm.running_mean.end());
-      bits.insert(bits.end(), norm.running_variance.begin(), norm.running_variance.end());
-    }
-  });
-  return bits;
 }
 
 }  // namespace
@@ -179,37 +164,11 @@ TEST_CASE("runs on other clouds or with other variations have other fingerprints
 TEST_CASE("a run on clouds that was saved and restored ends with the same bits, from every step") {
   const pointnet2::Clouds data = labelled_clouds(19);
   Task task(data, {.smoothing = 0.1});
-  using Trainer = train::Trainer<Network, Task>;
-  const auto run = [&](const train::Recipe& recipe, strata::Executor& executor, const strata::Archive* from,
-                       std::vector<strata::Archive>* saved) {
+  test::check_resumption(task, small_recipe(), 10, [](unsigned seed) {
     Network network(small_config(false, 3));
-    train::initialise(network, from == nullptr ? 3 : 77);
-    Trainer trainer(network, task, recipe, executor);
-    if (from != nullptr) REQUIRE(trainer.restore(*from).ok());
-    while (!trainer.done()) {
-      if (saved != nullptr) saved->push_back(trainer.state());
-      trainer.step();
-    }
-    if (saved != nullptr) saved->push_back(trainer.state());
-    return bits_of(network);
-  };
-  const train::Recipe recipe = small_recipe();
-  strata::ThreadPool two(2);
-  strata::SerialExecutor one;
-  std::vector<strata::Archive> saved;
-  const auto expected = run(recipe, two, nullptr, &saved);
-  REQUIRE(saved.size() == 11);
-  for (std::size_t step = 0; step < saved.size(); ++step) {
-    INFO("saved after step " << step);
-    CHECK(run(recipe, one, &saved[step], nullptr) == expected);
-  }
-  // What the run is told does something.
-  train::Recipe without = recipe;
-  without.clip = 0;
-  CHECK(run(without, two, nullptr, nullptr) != expected);
-  without = recipe;
-  without.dropout_factors.clear();
-  CHECK(run(without, two, nullptr, nullptr) != expected);
+    train::initialise(network, seed);
+    return network;
+  });
 }
 
 TEST_CASE("paths that drop find their statistics in the model, and are judged") {
