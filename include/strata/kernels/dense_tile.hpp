@@ -10,6 +10,7 @@
 
 #include <strata/core/types.hpp>
 #include <strata/kernels/epilogue.hpp>
+#include <strata/kernels/lanes.hpp>
 #include <strata/kernels/prefetch.hpp>
 #include <strata/kernels/sparse_tile.hpp>
 
@@ -64,7 +65,8 @@ void dense_tile(const DenseMatrix<Scalar>& matrix, index_t row, const TileJob<Sc
   for (index_t c = 0; c < width; ++c) {
     const Scalar* column = job.panel + c * job.panel_pitch;
     std::array<Batch, static_cast<std::size_t>(vectors)> pixels;
-    for (int v = 0; v < vectors; ++v) pixels[static_cast<std::size_t>(v)] = Batch::load_unaligned(column + v * lanes);
+    for (int v = 0; v < vectors; ++v)
+      pixels[static_cast<std::size_t>(v)] = in_register(Batch::load_unaligned(column + v * lanes));
     for (int r = 0; r < rows; ++r) {
       const Batch weight(weights[r * matrix.columns() + c]);
       for (std::size_t v = 0; v < static_cast<std::size_t>(vectors); ++v)

@@ -16,6 +16,16 @@ namespace strata::kernels {
 
 namespace detail {
 
+/// `x`, loaded once. Where vectors are few, compilers load a value anew in every product that takes it, and two loads a
+/// cycle are what two products a cycle have to share.
+template <class Batch>
+[[nodiscard]] [[gnu::always_inline]] inline Batch in_register(Batch x) noexcept {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if constexpr (sizeof(Batch) < 64) asm("" : "+x"(x.data));
+#endif
+  return x;
+}
+
 /// Lane i is lane from[i] of the two vectors seen as one.
 template <class Batch, std::size_t... from>
 [[nodiscard]] [[gnu::always_inline]] inline Batch select_lanes(const Batch& first, const Batch& second,

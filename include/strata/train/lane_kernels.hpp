@@ -12,6 +12,7 @@
 #include <xsimd/xsimd.hpp>
 
 #include <strata/core/types.hpp>
+#include <strata/kernels/lanes.hpp>
 
 namespace strata::kernels {
 
@@ -74,7 +75,8 @@ template <class Arch, bool add, class Scalar, std::size_t... v, std::size_t... i
   for (index_t t = 0; t < input.taps; ++t) {
     const Scalar* x = source + input.starts[t];
     for (index_t k = 0; k < input.depth; ++k, x += lanes, weights += tile) {
-      const std::array<Batch, width> pixels{Batch::load_aligned(x + static_cast<index_t>(v) * input.pixel_step)...};
+      const std::array<Batch, width> pixels{
+          in_register(Batch::load_aligned(x + static_cast<index_t>(v) * input.pixel_step))...};
       ((sums[i] = xsimd::fma(Batch(weights[i / width]), pixels[i % width], sums[i])), ...);
     }
   }
@@ -183,9 +185,13 @@ template <class Arch, class Scalar, std::size_t... c, std::size_t... i>
     const Scalar* b = dy + line * output.line_step;
     for (index_t pixel = 0; pixel < output.pixels; ++pixel, a += input.pixel_step, b += output.pixel_step) {
       std::array<Batch, tile> d;
-      for (std::size_t r = 0; r < tile; ++r) d[r] = Batch::load_aligned(b + row_starts[r]);
-      const std::array<Batch, width> v{Batch::load_aligned(a + static_cast<index_t>(c) * lanes)...};
-      ((products[i] = xsimd::fma(d[i / width], v[i % width], products[i])), ...);
+      for (std::size_t r = 0; r < tile; ++r) d[r] = in_register(Batch::load_aligned(b + row_starts[r]));
+      const auto add_column = [&](std::size_t column) __attribute__((always_inline)) {
+        const Batch v = in_register(Batch::load_aligned(a + static_cast<index_t>(column) * lanes));
+        for (std::size_t r = 0; r < tile; ++r)
+          products[r * width + column] = xsimd::fma(d[r], v, products[r * width + column]);
+      };
+      (add_column(c), ...);
     }
   }
   const auto store = [&](std::size_t at, const Batch& product) {
