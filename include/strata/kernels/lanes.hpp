@@ -1,5 +1,6 @@
 // Lanes of vectors in another order: every other pixel for strided convolutions and pooling, halves and rotations for
 // graph attention, one of four values in all lanes. xsimd has no permutation of two vectors for every architecture.
+// Beside them, vectors that compilers have to keep in a register.
 #pragma once
 
 #include <array>

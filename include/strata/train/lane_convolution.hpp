@@ -138,15 +138,9 @@ class LaneWindow {
   /// take: about half of an L2 cache.
   static constexpr index_t budget_bytes = index_t{512} << 10U;
 
-  /// The same for gradients of weights. They meet an input once for every few rows, so that with short vectors, which
-  /// hold few rows at a time, the inputs of some columns have to stay in the L1 cache: as many lines as 128 KiB hold.
-  /// (Measured on Zen 3; long vectors have what they were measured with before.)
-  template <class Batch>
-  static constexpr index_t gradient_bytes = sizeof(Batch) >= 64 ? budget_bytes : index_t{128} << 10U;
-
   /// `blocks` of the source at a time; `waiting`: output channels that are read and written again for every one.
   LaneWindow(const LaneSweep& sweep, Shape source, const LaneLayout& layout, index_t blocks, index_t waiting,
-             index_t element_bytes, index_t budget = budget_bytes)
+             index_t element_bytes)
       : sweep_(sweep), window_(sweep, source), layout_(layout), blocks_(std::min(blocks, layout.blocks())) {
     const index_t last_y = (sweep.extent.h - 1) * sweep.scale.h + sweep.high.h;
     const index_t last_x = (sweep.extent.w - 1) * sweep.scale.w + sweep.high.w;
@@ -156,7 +150,7 @@ class LaneWindow {
     const index_t reach = window_.reach.h;
     const index_t row = width_ * blocks_ * pixel_ * element_bytes;
     const index_t line = sweep.scale.h * row + sweep.extent.w * waiting * layout.lanes * element_bytes;
-    const index_t most = std::max<index_t>((budget - (reach - sweep.scale.h) * row) / line, 1);
+    const index_t most = std::max<index_t>((budget_bytes - (reach - sweep.scale.h) * row) / line, 1);
     lines_ = std::max<index_t>(ceil_div(sweep.extent.h, ceil_div(sweep.extent.h, most)), 1);
     rows_ = direct_ ? source.height : window_.rows(lines_);
     block_step_ = rows_ * width_ * pixel_;
@@ -280,8 +274,7 @@ class LaneConvolution {
     };
     for (const LaneSweep& sweep : forward_) add_window(sweep, true, forward_windows_);
     for (const LaneSweep& sweep : backward_) add_window(sweep, false, backward_windows_);
-    gradient_window_.emplace_back(forward_.front(), in, in_, 1, out_.block, bytes,
-                                  LaneWindow::gradient_bytes<xsimd::batch<Scalar, Arch>>);
+    gradient_window_.emplace_back(forward_.front(), in, in_, 1, out_.block, bytes);
     if (masks_ && masks_->sparse) {
       // A layer that runs on pictures of another size in the same pass still needs the masks that it made.
       if (!suit(forward_, forward_windows_, masks_->forward) || !suit(backward_, backward_windows_, masks_->backward)) {
