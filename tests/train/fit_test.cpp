@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <random>
 #include <string>
 #include <unistd.h>
@@ -636,6 +637,58 @@ TEST_CASE("the bottom level learns from the top level of the same step") {
   CHECK(ends[0] != ends[1]);
 }
 
+TEST_CASE("with paths in turn a step trains one level, and all of them in as many steps as there are paths") {
+  const train::Dataset data = stripes(160);
+  Task task(data);
+  strata::SerialExecutor executor;
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.random_paths = 0;
+  recipe.paths_in_turn = true;
+  Net network({.width = 24});
+  Trainer trainer(network, task, recipe, executor);
+  CHECK(trainer.passes_of_step() == 1);
+  while (trainer.phase_name() != "train levels") trainer.step();
+  CHECK(std::abs(trainer.passes_of_step() - 4.0 / 3) < 1e-9);
+  const auto means = [&](std::size_t level) {
+    const auto& mean = network.conv.norms()[level].running_mean;
+    return std::vector<float>(mean.begin(), mean.end());
+  };
+  for (std::size_t step = 0; trainer.phase_name() == "train levels"; ++step) {
+    const std::vector<float> before[] = {means(0), means(1)};
+    trainer.step();
+    const std::size_t trained = step % 2 == 0 ? 1 : 0;
+    CHECK(means(trained) != before[trained]);
+    CHECK(means(1 - trained) == before[1 - trained]);
+  }
+}
+
+TEST_CASE("with paths in turn levels reach their budgets and learn the task, and a run goes on to the same bits") {
+  const train::Dataset data = stripes(640);
+  Task task(data);
+  strata::ThreadPool pool(2);
+  train::Recipe recipe = small_recipe(train::Arm::joint);
+  recipe.dense_epochs = recipe.prune_epochs = recipe.fixed_epochs = 6;
+  recipe.tune_paths = 1;
+  recipe.paths_in_turn = true;
+  Net network({.width = 24});
+  train::initialise(network, 3);
+  Trainer trainer(network, task, recipe, pool);
+  std::optional<strata::Archive> saved;
+  while (!trainer.done()) {
+    trainer.step();
+    if (!saved && trainer.phase_name() == "tune top level") saved = trainer.state();
+  }
+  train::Context<float> context(pool);
+  CHECK(strata::check_within(train::count_layers<float>(network, 2), recipe.levels).ok());
+  CHECK(train::accuracy(network, context, data, Level{1}) > 0.9);
+  CHECK(train::accuracy(network, context, data, Level{0}) > 0.85);
+  Net again({.width = 24});
+  Trainer other(again, task, recipe, pool);
+  REQUIRE(other.restore(*saved).ok());
+  while (!other.done()) other.step();
+  CHECK(bits_of(again) == bits_of(network));
+}
+
 TEST_CASE("levels may train on pictures that are varied in another way than those of the dense model") {
   const train::Dataset data = stripes(96);
   const train::Variation dense{.shift = 1, .hole = 4};
@@ -879,6 +932,10 @@ TEST_CASE("recipes that cannot work are refused before any work") {
   CHECK(with([](auto& r) { r.levels.assign(17, {0.5, 0.5}); }) == "budgets");
   CHECK(with([](auto& r) { r.distillation = 1.5; }) == "recipe.distillation");
   CHECK(with([](auto& r) { r.in_place_distillation = 1.5; }) == "recipe.in_place_distillation");
+  CHECK(with([](auto& r) {
+          r.in_place_distillation = 0.5;
+          r.paths_in_turn = true;
+        }) == "recipe.in_place_distillation");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5}; }) == "recipe.dropout_factors");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5, 1.5}; }) == "recipe.dropout_factors");
   CHECK(with([](auto& r) { r.dropout_factors = {0.5, NAN}; }) == "recipe.dropout_factors.1");

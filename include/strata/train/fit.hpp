@@ -282,6 +282,7 @@ class Trainer {
 
   [[nodiscard]] double passes_per_step(const Phase& phase) const {
     const double teacher = phase.kind == Phase::Kind::dense || recipe_.distillation == 0 ? 0 : 1.0 / 3;
+    if (recipe_.paths_in_turn || phase.kind == Phase::Kind::dense) return 1 + teacher;
     if (phase.kind == Phase::Kind::tune) return 1 + teacher + (stages_ > 0 ? recipe_.tune_paths : 0);
     if (phase.kind != Phase::Kind::prune && phase.kind != Phase::Kind::fixed) return 1 + teacher;
     return teacher + std::min(2, level_count()) + (level_count() > 1 ? recipe_.random_paths : 0);
@@ -565,6 +566,8 @@ class Trainer {
         paths.push_back({Level{top}, at, Level{static_cast<int>(random() % static_cast<std::uint64_t>(top))}});
       }
     }
+    if (recipe_.paths_in_turn)
+      paths = {paths[static_cast<std::size_t>(phase_step_ % static_cast<std::int64_t>(paths.size()))]};
     context_.keep_norms_below = phase.kind == Phase::Kind::tune ? phase.level : 0;
     context_.dropout_factors.clear();
     if (phase.kind != Phase::Kind::dense) context_.dropout_factors = recipe_.dropout_factors;

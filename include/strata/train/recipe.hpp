@@ -56,6 +56,9 @@ struct Recipe {
   /// joint: paths per step beside the top level while it is tuned, dropping from it at a random stage. Without them it
   /// moves away from the levels below, and a switch to one of those costs accuracy.
   int tune_paths = 0;
+  /// joint: a step runs one of its paths, each in its turn, instead of all of them, and costs as much less. The same
+  /// passes make more steps, each as long as one with all paths.
+  bool paths_in_turn = false;
   double distillation = 0.5;  ///< share of distillation from the dense model in the loss of levels, in [0, 1]
   /// Share of distillation from the step's path at the top level in the loss of its other paths, in [0, 1]; 0: those
   /// learn from what the top level learns from (in-place distillation: arXiv 1903.05134).
@@ -98,6 +101,7 @@ struct Recipe {
     f("masks_per_epoch", static_cast<double>(masks_per_epoch));
     f("random_paths", random_paths);
     if (tune_paths != 0) f("tune_paths", tune_paths);  // only then, so that older checkpoints stay valid
+    if (paths_in_turn) f("paths_in_turn", 1.0);
     f("distillation", distillation);
     if (in_place_distillation != 0) f("in_place_distillation", in_place_distillation);
     f("temperature", temperature);
@@ -122,9 +126,9 @@ struct Recipe {
   /// `name`; tasks begin such names with "level_".
   [[nodiscard]] static bool concerns_levels_only(std::string_view name) {
     constexpr std::string_view names[] = {
-        "arm",       "sparse_rate",  "prune_epochs",    "fixed_epochs",          "tune_epochs",
-        "tune_rate", "floor",        "masks_per_epoch", "random_paths",          "tune_paths",
-        "penalty",   "distillation", "temperature",     "recalibration_batches", "in_place_distillation"};
+        "arm",         "sparse_rate",           "prune_epochs",          "fixed_epochs", "tune_epochs", "tune_rate",
+        "floor",       "masks_per_epoch",       "random_paths",          "tune_paths",   "penalty",     "distillation",
+        "temperature", "recalibration_batches", "in_place_distillation", "paths_in_turn"};
     return name.starts_with("floors.") || name.starts_with("levels.") || name.starts_with("dropout_factors.") ||
            name.starts_with("level_") || std::find(std::begin(names), std::end(names), name) != std::end(names);
   }
@@ -144,6 +148,9 @@ struct Recipe {
     if (distillation > 1) return Error("recipe.distillation", "0 to 1", std::to_string(distillation));
     if (in_place_distillation > 1)
       return Error("recipe.in_place_distillation", "0 to 1", std::to_string(in_place_distillation));
+    if (in_place_distillation > 0 && paths_in_turn)
+      return Error("recipe.in_place_distillation", "0 with paths in turn: a step has only one",
+                   std::to_string(in_place_distillation));
     if (momentum >= 1) return Error("recipe.momentum", "below 1", std::to_string(momentum));
     if (!(temperature > 0)) return Error("recipe.temperature", "above 0", std::to_string(temperature));
     if (floor > 1) return Error("recipe.floor", "0 to 1", std::to_string(floor));
