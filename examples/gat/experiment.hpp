@@ -337,16 +337,8 @@ struct Trained {
     recipe.fixed_epochs += recipe.tune_epochs;
     recipe.tune_epochs = 0;
   }
-  if (arm == strata::train::Arm::freeze_and_grow) {
-    // As many passes as the joint arm. Its steps run the teacher forwards, both ends and the random paths; a bottom-up
-    // step the teacher and one path, as a step of tuning does.
-    const double teacher_share = settings.distillation > 0 ? 1.0 / 3 : 0;
-    const double paths = budgets.size() > 1 ? 2.0 + settings.random_paths : 1.0;
-    const double factor = (paths + teacher_share) / (1 + teacher_share);
-    recipe.prune_epochs *= factor;
-    recipe.fixed_epochs = recipe.fixed_epochs * factor + recipe.tune_epochs;
-  }
   recipe.levels = budgets;
+  if (arm == strata::train::Arm::freeze_and_grow) examples::use_one_path_a_step(recipe);
   return recipe;
 }
 

@@ -75,6 +75,7 @@ struct TrainOptions {
   double clip = 5;
   double distillation = 0.5;
   bool one_cosine = false;
+  bool in_turn = false;
   std::vector<double> level_dropout;
   int paths = 0;
   bool switches = false;
@@ -115,6 +116,8 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.warm_up_epochs = options.epochs / 40;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
+  if (options.in_turn && options.arm != "joint")
+    strata::raise(strata::Error("--in-turn", "--arm joint", "--arm " + options.arm));
   if (options.arm == "dense") {
     if (!options.level_dropout.empty())
       strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
@@ -142,6 +145,7 @@ train::Recipe recipe_for(const TrainOptions& options) {
     }
   }
   if (options.one_cosine) examples::use_one_cosine(recipe, options.epochs, dense);
+  if (options.in_turn) examples::use_one_path_a_step(recipe);
   recipe.floor = 0.02;
   return recipe;
 }
@@ -364,13 +368,14 @@ int run_train(TrainOptions options, const std::string& command) {
     add(std::move(gnmt::load_translator(dense_path, {.self_check = true})).value(), Level{0}, "dense", whole,
         recipe.dense_epochs, trained.dense_seconds);
     const auto stored = examples::stored_counts(translator.model, counts, model_path);
+    const double level_epochs = options.in_turn ? examples::epochs_in_all(recipe) : options.epochs;
     for (int level = translator.model.levels() - 1; level >= 0; --level)
       add(translator, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
-          stored[static_cast<std::size_t>(level)], options.epochs, trained.seconds);
+          stored[static_cast<std::size_t>(level)], level_epochs, trained.seconds);
     if (options.switches)
       for_each_drop(translator, 1, translator.model.levels() - 1,
                     [&](Level from, const gnmt::LevelDrop& drop, const std::string& name) {
-                      add(translator, from, name, {}, options.epochs, trained.seconds, drop);
+                      add(translator, from, name, {}, level_epochs, trained.seconds, drop);
                     });
   }
   report.finish({"model", "weights", "FLOPs", "KiB"}, options.report);
@@ -516,7 +521,8 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
+  auto* const one_cosine = app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
+  app.add_flag("--in-turn", options.in_turn, examples::in_turn_help)->excludes(one_cosine);
   app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
   app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
       ->check(CLI::Range(0, 16))

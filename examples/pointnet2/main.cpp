@@ -55,6 +55,7 @@ struct Options {
   double decay = 0.01;
   double distillation = 0.5;
   bool one_cosine = false;
+  bool in_turn = false;
   std::vector<double> level_dropout;
   std::uint64_t seed = 1;
   bool bfloat16 = false;
@@ -151,6 +152,8 @@ train::Recipe recipe_for(const Options& options) {
   recipe.dense_epochs = options.epochs;
   recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
   const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
+  if (options.in_turn && options.arm != "joint")
+    strata::raise(strata::Error("--in-turn", "--arm joint", "--arm " + options.arm));
   if (options.arm == "dense") {
     if (!options.level_dropout.empty())
       strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
@@ -176,6 +179,7 @@ train::Recipe recipe_for(const Options& options) {
     if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
   }
   if (options.one_cosine) examples::use_one_cosine(recipe, options.epochs, dense);
+  if (options.in_turn) examples::use_one_path_a_step(recipe);
   // Layers that one ranking over all weights would starve: those that see the coordinates alone, and the classifier.
   recipe.floor = 0.02;
   recipe.floors = {{"fc3.weight", 0.3}};
@@ -285,9 +289,10 @@ int run(const Options& options, const std::string& command) {
     add_level(save(*trainer.dense(), 1, recipe, task, pool, dense_path), Level{0}, "dense", whole, recipe.dense_epochs,
               trained.dense_seconds);
     const auto stored = examples::stored_counts(model, counts, model_path);
+    const double level_epochs = options.in_turn ? examples::epochs_in_all(recipe) : options.epochs;
     for (int level = model.levels() - 1; level >= 0; --level)
       add_level(model, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
-                stored[static_cast<std::size_t>(level)], options.epochs, trained.seconds);
+                stored[static_cast<std::size_t>(level)], level_epochs, trained.seconds);
     std::vector<std::string> stages;
     if (options.switches) stages = strata::Session<Model>(model, {}).stages();
     for (int from = model.levels() - 1; from > 0; --from)
@@ -296,7 +301,7 @@ int run(const Options& options, const std::string& command) {
           add(std::to_string(from) + ">" + std::to_string(to) + " at " + stages[stage],
               pointnet2::accuracy_with_switch(model, parts.judge, Level{from}, Level{to}, static_cast<int>(stage),
                                               options.threads),
-              options.epochs, trained.seconds, {}, 0);
+              level_epochs, trained.seconds, {}, 0);
   }
   std::printf("%s\n%.0f seconds of training; accuracy on %lld clouds (%s). Model: %s\n", table.text().c_str(),
               trained.seconds, static_cast<long long>(parts.judge.size()), options.judge.c_str(), model_path.c_str());
@@ -342,7 +347,8 @@ int main(int argc, char** argv) {
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
+  auto* const one_cosine = app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
+  app.add_flag("--in-turn", options.in_turn, examples::in_turn_help)->excludes(one_cosine);
   app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
   app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
   app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);

@@ -56,6 +56,8 @@ struct Options {
   bool one_cosine = false;
   double temperature = 3;
   int paths = 1;
+  bool in_turn = false;
+  std::vector<std::string> without;
   double floor = 0.02;
   double stem_floor = 0.5;
   double classifier_floor = 0.3;
@@ -145,8 +147,12 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   recipe.distillation = options.distillation;
   recipe.temperature = options.temperature;
   recipe.random_paths = recipe.tune_paths = options.paths;
-  recipe.floor = options.floor;
-  recipe.floors = {{"conv1.weight", options.stem_floor}, {"fc.weight", options.classifier_floor}};
+  const auto with = [&](const char* part) { return std::ranges::find(options.without, part) == options.without.end(); };
+  if (with("floors")) {
+    recipe.floor = options.floor;
+    recipe.floors = {{"conv1.weight", options.stem_floor}, {"fc.weight", options.classifier_floor}};
+  }
+  if (!with("recalibration")) recipe.recalibration_batches = 0;
   const double e = options.epochs;
   recipe.warm_up_epochs = std::min(1.0, e / 10);
   if (budgets.empty()) {
@@ -157,20 +163,12 @@ train::Recipe recipe_for(const Options& options, const std::vector<strata::Level
   recipe.prune_epochs = e / 10;
   recipe.fixed_epochs = e * 3 / 10;
   recipe.tune_epochs = e / 10;
-  if (budgets.size() == 1) {  // no top level to tune
+  if (budgets.size() == 1 || !with("freezing")) {  // no top level to tune
     recipe.fixed_epochs += recipe.tune_epochs;
     recipe.tune_epochs = 0;
   }
-  if (options.arm == "bottom-up") {
-    recipe.arm = train::Arm::freeze_and_grow;
-    // A joint step runs the teacher forwards, both ends and the random paths; a bottom-up step the teacher and one.
-    const double teacher = options.distillation > 0 ? 1.0 / 3 : 0;
-    const double ends = budgets.size() > 1 ? 2 : 1;
-    const double paths = budgets.size() > 1 ? recipe.random_paths : 0;
-    const double factor = (ends + paths + teacher) / (1 + teacher);
-    recipe.prune_epochs *= factor;
-    recipe.fixed_epochs = recipe.fixed_epochs * factor + recipe.tune_epochs * (1 + paths + teacher) / (1 + teacher);
-  }
+  if (options.arm == "bottom-up") recipe.arm = train::Arm::freeze_and_grow;
+  if (options.arm == "bottom-up" || options.in_turn) examples::use_one_path_a_step(recipe);
   if (options.one_cosine) examples::use_one_cosine(recipe, e, e / 5);
   return recipe;
 }
@@ -281,6 +279,10 @@ int run(const Options& options) {
   if (options.level >= static_cast<int>(budgets.size()))
     strata::raise(
         strata::Error("--level", "a level below " + std::to_string(budgets.size()), std::to_string(options.level)));
+  if (!options.without.empty() && options.arm != "joint")
+    strata::raise(strata::Error("--without", "--arm joint", "--arm " + options.arm));
+  if (options.in_turn && options.arm != "joint")
+    strata::raise(strata::Error("--in-turn", "--arm joint", "--arm " + options.arm));
   if (options.switches && options.arm != "joint" && options.arm != "bottom-up")
     strata::raise(strata::Error("--switches", "an arm with levels to switch between", "--arm " + options.arm));
   examples::check_report(options.report);
@@ -390,6 +392,12 @@ int main(int argc, char** argv) {
   app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
       ->check(CLI::Range(0, 16))
       ->capture_default_str();
+  app.add_flag("--in-turn", options.in_turn, examples::in_turn_help)->excludes(one_cosine);
+  app.add_option("--without", options.without,
+                 "parts of the recipe to leave out, for ablations: tuning of the top level around frozen ones, whose "
+                 "time goes to training all; means of statistics over batches at the end; least densities")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"freezing", "recalibration", "floors"}));
   app.add_option("--floor", options.floor, "least density of every layer")->capture_default_str();
   app.add_option("--stem-floor", options.stem_floor, "of the first convolution")->capture_default_str();
   app.add_option("--classifier-floor", options.classifier_floor, "of the classifier")->capture_default_str();

@@ -2,6 +2,7 @@
 #include "support/training_run.hpp"
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
@@ -79,6 +80,28 @@ TEST_CASE("one cosine leaves the epochs in all as they were asked for, and the b
   } catch (const strata::Error& error) {
     CHECK(error.where() == "--one-cosine");
   }
+}
+
+TEST_CASE("steps with one path get as many passes as the joint steps with all that they replace") {
+  for (const auto arm : {strata::train::Arm::joint, strata::train::Arm::freeze_and_grow})
+    for (const double distillation : {0.0, 0.5}) {
+      strata::train::Recipe recipe;
+      recipe.arm = arm;
+      recipe.levels.assign(2, {0.5, 0.5});
+      recipe.distillation = distillation;
+      recipe.random_paths = 2;
+      recipe.tune_paths = 1;
+      recipe.prune_epochs = 3;
+      recipe.fixed_epochs = 5;
+      recipe.tune_epochs = 2;
+      const double teacher = distillation > 0 ? 1.0 / 3 : 0;
+      const double all_paths = (3 + 5) * (4 + teacher) + 2 * (2 + teacher);
+      examples::use_one_path_a_step(recipe);
+      const double epochs = recipe.prune_epochs + recipe.fixed_epochs + recipe.tune_epochs;
+      CHECK(std::abs(epochs * (1 + teacher) - all_paths) < 1e-9);
+      CHECK((recipe.tune_epochs > 0) == (arm == strata::train::Arm::joint));
+      CHECK(recipe.paths_in_turn == (arm == strata::train::Arm::joint));
+    }
 }
 
 TEST_CASE("time for which a training run was suspended does not count") {
