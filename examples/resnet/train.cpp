@@ -133,8 +133,8 @@ std::string name_of_data(const Options& options, const std::vector<std::string>&
 }
 
 /// Half of the epochs are dense. The others: joint prunes for a tenth, trains the levels for three tenths, tunes the
-/// top level for a tenth. The bottom-up arm gets as many forward-backward passes, in the same shares of pruning and
-/// training. `dense` trains on for all epochs.
+/// top level for a tenth. The bottom-up arm and joint steps with one path get as many forward-backward passes, in the
+/// same shares of pruning and training. `dense` trains on for all epochs.
 train::Recipe recipe_for(const Options& options, const std::vector<strata::LevelBudget>& budgets) {
   train::Recipe recipe;
   recipe.levels = budgets;

@@ -70,21 +70,23 @@ inline void use_one_cosine(strata::train::Recipe& recipe, double epochs, double 
 inline constexpr const char* in_turn_help =
     "joint: a step runs one of its paths, each in its turn, and there are as many more epochs as that saves";
 
-/// Stretches the phases of `recipe`, planned for joint steps with all their paths, for steps with one: as many passes,
-/// forwards and backwards (the teacher's, forwards only, a third of one). The bottom-up arm, which tunes nothing,
-/// trains on its masks in that time.
+/// Stretches the phases of `recipe`, planned for joint steps with all their paths, for steps with one, to as many
+/// passes. The bottom-up arm, which tunes nothing, trains on its masks in that time.
 inline void use_one_path_a_step(strata::train::Recipe& recipe) {
-  const bool several = recipe.levels.size() > 1;
-  const double teacher = recipe.distillation > 0 ? 1.0 / 3 : 0;
-  const double joint = several ? 2.0 + recipe.random_paths : 1.0;
-  const double factor = (joint + teacher) / (1 + teacher);
-  recipe.prune_epochs *= factor;
-  recipe.fixed_epochs *= factor;
-  recipe.tune_epochs *= (1 + (several ? recipe.tune_paths : 0) + teacher) / (1 + teacher);
-  if (recipe.arm == strata::train::Arm::freeze_and_grow)
-    recipe.fixed_epochs += std::exchange(recipe.tune_epochs, 0);
-  else
-    recipe.paths_in_turn = true;
+  using Kind = strata::train::Phase::Kind;
+  strata::train::Recipe one = recipe;
+  one.paths_in_turn = true;
+  const auto longer = [&](Kind kind) {
+    return strata::train::passes_per_step(recipe, kind) / strata::train::passes_per_step(one, kind);
+  };
+  one.prune_epochs *= longer(Kind::prune);
+  one.fixed_epochs *= longer(Kind::fixed);
+  one.tune_epochs *= longer(Kind::tune);
+  if (one.arm == strata::train::Arm::freeze_and_grow) {
+    one.fixed_epochs += std::exchange(one.tune_epochs, 0);
+    one.paths_in_turn = false;
+  }
+  recipe = std::move(one);
 }
 
 /// Of all phases together.

@@ -281,11 +281,7 @@ class Trainer {
   }
 
   [[nodiscard]] double passes_per_step(const Phase& phase) const {
-    const double teacher = phase.kind == Phase::Kind::dense || recipe_.distillation == 0 ? 0 : 1.0 / 3;
-    if (recipe_.paths_in_turn || phase.kind == Phase::Kind::dense) return 1 + teacher;
-    if (phase.kind == Phase::Kind::tune) return 1 + teacher + (stages_ > 0 ? recipe_.tune_paths : 0);
-    if (phase.kind != Phase::Kind::prune && phase.kind != Phase::Kind::fixed) return 1 + teacher;
-    return teacher + std::min(2, level_count()) + (level_count() > 1 ? recipe_.random_paths : 0);
+    return train::passes_per_step(recipe_, phase.kind, stages_ > 0);
   }
 
   [[nodiscard]] std::string fingerprint() const {

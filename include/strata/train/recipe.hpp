@@ -56,8 +56,8 @@ struct Recipe {
   /// joint: paths per step beside the top level while it is tuned, dropping from it at a random stage. Without them it
   /// moves away from the levels below, and a switch to one of those costs accuracy.
   int tune_paths = 0;
-  /// joint: a step runs one of its paths, each in its turn, instead of all of them, and costs as much less. The same
-  /// passes make more steps, each as long as one with all paths.
+  /// joint: a step runs one of its paths, each in its turn, instead of all of them, and follows its loss instead of the
+  /// mean of all. It costs as much less, so that the same passes make more steps.
   bool paths_in_turn = false;
   double distillation = 0.5;  ///< share of distillation from the dense model in the loss of levels, in [0, 1]
   /// Share of distillation from the step's path at the top level in the loss of its other paths, in [0, 1]; 0: those
@@ -194,6 +194,16 @@ struct Phase {
     return "";
   }
 };
+
+/// Forward-backward passes of a step in a phase of `kind`; the teacher's, forwards only, is a third of one.
+/// `switching`: the network has stages at which a path may drop a level.
+[[nodiscard]] inline double passes_per_step(const Recipe& recipe, Phase::Kind kind, bool switching = true) {
+  const double teacher = kind == Phase::Kind::dense || recipe.distillation == 0 ? 0 : 1.0 / 3;
+  const bool joint = kind == Phase::Kind::prune || kind == Phase::Kind::fixed;
+  if (recipe.paths_in_turn || (!joint && kind != Phase::Kind::tune)) return 1 + teacher;
+  if (kind == Phase::Kind::tune) return 1 + teacher + (switching ? recipe.tune_paths : 0);
+  return teacher + (recipe.levels.size() > 1 ? 2 + recipe.random_paths : 1);
+}
 
 /// The phases of `recipe` for `steps_per_epoch` steps an epoch; phases without steps are left out.
 [[nodiscard]] inline std::vector<Phase> phases_of(const Recipe& recipe, std::int64_t steps_per_epoch) {
