@@ -110,8 +110,15 @@ void check_products(double tolerance) {
     const index_t step = run.output.rows + 3;
     Array<Scalar> sums = numbers<Scalar>(random, columns * step);
     Array<Scalar> expected_sums = sums;
-    kernels::lane_weight_gradient<Arch>(run.input, run.from(run.target), sums.data(), step);
-    kernels::lane_weight_gradient_reference<Arch>(run.input, run.from(run.target), expected_sums.data(), step);
+    const kernels::LaneOutput<const Scalar> dy = run.from(run.target);
+    Array<Scalar> turned(kernels::lane_turned_size<Arch, Scalar>(dy.rows, dy.lines * dy.pixels));
+    Array<Scalar> expected_turned(turned.size());
+    kernels::lane_turn<Arch>(dy, turned.data());
+    kernels::lane_turn_reference<Arch>(dy, expected_turned.data());
+    CHECK(difference(turned, expected_turned) == 0);
+    const kernels::LaneTurned<Scalar> rows{turned.data(), dy.rows, dy.lines, dy.pixels};
+    kernels::lane_weight_gradient<Arch>(run.input, rows, sums.data(), step);
+    kernels::lane_weight_gradient_reference<Arch>(run.input, dy, expected_sums.data(), step);
     CHECK(difference(sums, expected_sums) < 8 * tolerance);
   });
 }

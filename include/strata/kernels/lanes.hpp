@@ -1,5 +1,6 @@
 // Lanes of vectors in another order: every other pixel for strided convolutions and pooling, halves and rotations for
-// graph attention, one of four values in all lanes. xsimd has no permutation of two vectors for every architecture.
+// graph attention, one of four values in all lanes, rows in the place of columns. xsimd has no permutation of two
+// vectors for every architecture.
 // Beside them, vectors that compilers have to keep in a register.
 #pragma once
 
@@ -58,6 +59,13 @@ template <std::size_t size, std::size_t by>
 struct Rotated {
   static constexpr std::size_t of(std::size_t lane) { return (lane + by) % size; }
 };
+/// Of two vectors the lanes whose `bit` is not set, the second's beside the first's, and those whose bit is set.
+template <std::size_t size, std::size_t bit, bool set>
+struct ByBit {
+  static constexpr std::size_t of(std::size_t lane) {
+    return (lane & bit) != 0 ? size + lane - (set ? 0 : bit) : lane + (set ? bit : 0);
+  }
+};
 template <std::size_t size>
 struct LowAndHigh {
   static constexpr std::size_t of(std::size_t lane) { return lane < size / 2 ? lane : size + lane; }
@@ -112,6 +120,22 @@ template <class Batch>
 template <class Batch>
 [[nodiscard]] Batch high_twice(const Batch& x) noexcept {
   return detail::map_lanes(x, x, detail::HalfTwice<Batch::size, true>());
+}
+
+/// Swaps rows and columns: lane i of vector k goes to lane k of vector i. (Eklundh's method: for every bit of the
+/// index, pairs of vectors swap the lanes in which that bit differs from the vector's.)
+template <class Batch, std::size_t bit = 1>
+[[gnu::always_inline]] inline void transpose(std::array<Batch, Batch::size>& rows) noexcept {
+  if constexpr (bit < Batch::size) {
+    for (std::size_t i = 0; i < Batch::size; ++i) {
+      if ((i & bit) != 0) continue;
+      const Batch low = rows[i];
+      const Batch high = rows[i | bit];
+      rows[i] = detail::map_lanes(low, high, detail::ByBit<Batch::size, bit, false>());
+      rows[i | bit] = detail::map_lanes(low, high, detail::ByBit<Batch::size, bit, true>());
+    }
+    transpose<Batch, 2 * bit>(rows);
+  }
 }
 
 namespace detail {

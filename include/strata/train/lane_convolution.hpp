@@ -21,9 +21,9 @@
 
 namespace strata::train {
 
-/// Share of a convolution's weights at a level up to which it is computed with sparse kernels. Measured on Zen 4 with
-/// ResNet-20 and ResNet-50 for 32x32 pictures, batch 128: the whole step costs as much as the dense one at about 80 %.
-inline constexpr double sparse_density = 0.7;
+/// Share of a convolution's weights at a level up to which it is computed with sparse kernels. Measured on Zen 3 with
+/// ResNet-20 and ResNet-50 for 32x32 pictures: the whole step costs as much as the dense one at 60 to 70 %.
+inline constexpr double sparse_density = 0.6;
 
 namespace detail {
 
@@ -274,7 +274,7 @@ class LaneConvolution {
     };
     for (const LaneSweep& sweep : forward_) add_window(sweep, true, forward_windows_);
     for (const LaneSweep& sweep : backward_) add_window(sweep, false, backward_windows_);
-    gradient_window_.emplace_back(forward_.front(), in, in_, 1, out_.block, bytes);
+    gradient_window_.emplace_back(forward_.front(), in, in_, 1, turned_rows(), bytes);
     if (masks_ && masks_->sparse) {
       // A layer that runs on pictures of another size in the same pass still needs the masks that it made.
       if (!suit(forward_, forward_windows_, masks_->forward) || !suit(backward_, backward_windows_, masks_->backward)) {
@@ -313,6 +313,10 @@ class LaneConvolution {
   [[nodiscard]] index_t weight_at(index_t out_channel, index_t in_channel, index_t tap) const noexcept {
     return (out_channel * in_.channels + in_channel) * taps_ + tap;
   }
+
+  /// Rows of gradients that are turned round at a time, to meet all inputs: all of them, since panels are expensive to
+  /// make again, or a block where one tap meets inputs that lie as they are needed.
+  [[nodiscard]] index_t turned_rows() const noexcept { return taps_ > 1 ? out_.channels : out_.block; }
 
   /// The masks of the last pass if they still hold, else new ones.
   void find_density(Context<Scalar>& context) {
@@ -476,8 +480,8 @@ class LaneConvolution {
     }
   }
 
-  /// Calls `f(part, inputs, dy, pass, scratch)` for every piece of the forward sweep and every pass of `window` over
-  /// its channels, the parts side by side.
+  /// Calls `f(part, dy, inputs, scratch)` for every piece of the forward sweep, the parts side by side; `inputs(pass)`
+  /// are those of a pass of `window` over its channels.
   template <class F>
   void for_gradient_pieces(Context<Scalar>& context, const LaneWindow& window, const Scalar* dy, index_t extra_scratch,
                            F&& f) const {
@@ -499,8 +503,8 @@ class LaneConvolution {
         output.lines = end - begin;
         output.pixels = sweep.extent.w;
         output.target = dy + group * out_.group_step() + begin * output.line_step;
-        for (index_t pass = 0; pass < window.passes(); ++pass)
-          f(part, window.inputs(x, group, begin, end, pass, panel), output, pass, panel + window.panel_size());
+        const auto inputs = [&](index_t pass) { return window.inputs(x, group, begin, end, pass, panel); };
+        f(part, output, inputs, panel + window.panel_size());
       }
     });
   }
@@ -512,16 +516,19 @@ class LaneConvolution {
     const index_t columns = in_.channels * taps;
     Scalar* const sums = context.scratch(parts, parts * rows * columns);
     std::fill_n(sums, parts * rows * columns, Scalar{0});
+    const index_t most_pixels = window.lines() * forward_.front().extent.w;
     for_gradient_pieces(
-        context, window, dy, 0,
-        [&](index_t part, const Scalar* inputs, const kernels::LaneOutput<const Scalar>& whole, index_t pass, Scalar*) {
-          const kernels::LaneInput<Scalar> input{
-              inputs, window.line_step(), window.pixel_step(), window.starts().data(), taps, in_.block};
-          Scalar* const part_sums = sums + (part * columns + pass * taps * in_.block) * rows;
-          kernels::LaneOutput<const Scalar> output = whole;  // one block of rows after the other
-          output.rows = out_.block;
-          for (index_t row = 0; row < rows; row += out_.block, output.target += out_.block_step())
-            kernels::lane_weight_gradient<Arch>(input, output, part_sums + row, rows);
+        context, window, dy, kernels::lane_turned_size<Arch, Scalar>(turned_rows(), most_pixels),
+        [&](index_t part, kernels::LaneOutput<const Scalar> output, const auto& inputs, Scalar* turned) {
+          output.rows = turned_rows();
+          for (index_t row = 0; row < rows; row += output.rows, output.target += output.block_step) {
+            kernels::lane_turn<Arch>(output, turned);
+            for (index_t pass = 0; pass < window.passes(); ++pass)
+              kernels::lane_weight_gradient<Arch>(
+                  {inputs(pass), window.line_step(), window.pixel_step(), window.starts().data(), taps, in_.block},
+                  kernels::LaneTurned<Scalar>{turned, output.rows, output.lines, output.pixels},
+                  sums + (part * columns + pass * taps * in_.block) * rows + row, rows);
+          }
         });
     // The parts are added in order, whoever does it.
     context.for_parts(columns, [&](index_t, index_t first, index_t last) {
@@ -550,14 +557,15 @@ class LaneConvolution {
     std::fill_n(sums, parts * count, Scalar{0});
     for_gradient_pieces(
         context, window, dy, mask.largest_part(rows) * lanes,
-        [&](index_t part, const Scalar* inputs, const kernels::LaneOutput<const Scalar>& output, index_t pass,
-            Scalar* products) {
-          const std::uint32_t* const starts = mask.starts.data() + pass * (rows + 1);
-          std::fill_n(products, static_cast<index_t>(starts[rows] - starts[0]) * lanes, Scalar{0});
-          kernels::lane_sampled_product<Arch, Scalar>(inputs, window.line_step(), window.pixel_step(),
-                                                      {starts, mask.offsets.data(), nullptr}, output, products);
-          for (index_t i = starts[0]; i < static_cast<index_t>(starts[rows]); ++i)
-            sums[part * count + i] += xsimd::hadd(Batch::load_aligned(products + (i - starts[0]) * lanes));
+        [&](index_t part, const kernels::LaneOutput<const Scalar>& output, const auto& inputs, Scalar* products) {
+          for (index_t pass = 0; pass < window.passes(); ++pass) {
+            const std::uint32_t* const starts = mask.starts.data() + pass * (rows + 1);
+            std::fill_n(products, static_cast<index_t>(starts[rows] - starts[0]) * lanes, Scalar{0});
+            kernels::lane_sampled_product<Arch, Scalar>(inputs(pass), window.line_step(), window.pixel_step(),
+                                                        {starts, mask.offsets.data(), nullptr}, output, products);
+            for (index_t i = starts[0]; i < static_cast<index_t>(starts[rows]); ++i)
+              sums[part * count + i] += xsimd::hadd(Batch::load_aligned(products + (i - starts[0]) * lanes));
+          }
         });
     context.for_parts(count, [&](index_t, index_t first, index_t last) {
       for (index_t i = first; i < last; ++i) {

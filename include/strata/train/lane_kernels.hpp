@@ -51,10 +51,15 @@ template <class Scalar, class Arch>
 inline constexpr index_t lane_row_tile = xsimd::batch<Scalar, Arch>::size * sizeof(Scalar) == 64 ? 8 : 4;
 inline constexpr index_t lane_pixel_tile = 3;
 
-/// Rows and columns of weights whose gradients are summed in registers at a time.
+/// Vectors of rows and columns of weights whose gradients are summed in registers at a time, and the rows of the
+/// vectors.
 template <class Scalar, class Arch>
-inline constexpr index_t lane_gradient_rows = xsimd::batch<Scalar, Arch>::size * sizeof(Scalar) == 64 ? 4 : 2;
-inline constexpr index_t lane_gradient_columns = 6;
+inline constexpr index_t lane_gradient_vectors = xsimd::batch<Scalar, Arch>::size * sizeof(Scalar) == 64 ? 1 : 2;
+template <class Scalar, class Arch>
+inline constexpr index_t lane_gradient_columns = xsimd::batch<Scalar, Arch>::size * sizeof(Scalar) == 64 ? 16 : 6;
+template <class Scalar, class Arch>
+inline constexpr index_t lane_gradient_rows =
+    lane_gradient_vectors<Scalar, Arch>* static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
 
 /// Most pixels whose sums a sparse product keeps in registers.
 inline constexpr index_t lane_sparse_pixels = 8;
@@ -129,22 +134,26 @@ template <class Arch, bool add, class Scalar>
 void lane_product(const LaneInput<Scalar>& input, const Scalar* weights, const LaneOutput<Scalar>& output) noexcept {
   constexpr index_t tile = lane_row_tile<Scalar, Arch>;
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  for (index_t row = 0; row < output.rows; row += tile, weights += input.taps * input.depth * tile) {
-    const index_t rows = std::min(tile, output.rows - row);
-    Scalar* const start = output.target + output.row_start(row, lanes);
-    for (index_t y = 0; y < output.lines; ++y)
-      detail::for_pieces(output.pixels, lane_pixel_tile, [&](index_t x, index_t width) {
-        const Scalar* const source = input.source + y * input.line_step + x * input.pixel_step;
-        Scalar* const target = start + y * output.line_step + x * output.pixel_step;
+  const index_t tile_size = input.taps * input.depth * tile;
+  // The inputs of a few pixels stay in the L1 cache for all rows; the weights, which are read again for the next ones,
+  // are fewer numbers for as many products.
+  for (index_t y = 0; y < output.lines; ++y)
+    detail::for_pieces(output.pixels, lane_pixel_tile, [&](index_t x, index_t width) {
+      const Scalar* const source = input.source + y * input.line_step + x * input.pixel_step;
+      Scalar* const pixels = output.target + y * output.line_step + x * output.pixel_step;
+      for (index_t row = 0; row < output.rows; row += tile) {
+        const Scalar* const tile_weights = weights + row / tile * tile_size;
+        Scalar* const target = pixels + output.row_start(row, lanes);
+        const index_t rows = std::min(tile, output.rows - row);
         if (width == 3) {
-          detail::lane_product_pixels<Arch, add, 3>(input, source, weights, target, output.pixel_step, rows);
+          detail::lane_product_pixels<Arch, add, 3>(input, source, tile_weights, target, output.pixel_step, rows);
         } else if (width == 2) {
-          detail::lane_product_pixels<Arch, add, 2>(input, source, weights, target, output.pixel_step, rows);
+          detail::lane_product_pixels<Arch, add, 2>(input, source, tile_weights, target, output.pixel_step, rows);
         } else {
-          detail::lane_product_pixels<Arch, add, 1>(input, source, weights, target, output.pixel_step, rows);
+          detail::lane_product_pixels<Arch, add, 1>(input, source, tile_weights, target, output.pixel_step, rows);
         }
-      });
-  }
+      }
+    });
 }
 
 /// The scalar twin of `lane_product`, for weights packed for `Arch` and vectors of its size.
@@ -167,81 +176,142 @@ void lane_product_reference(const LaneInput<Scalar>& input, const Scalar* weight
         }
 }
 
-namespace detail {
+/// Elements of `pixels` pixels of `rows` rows as `lane_turn` leaves them.
+template <class Arch, class Scalar>
+[[nodiscard]] constexpr index_t lane_turned_size(index_t rows, index_t pixels) noexcept {
+  return round_up(rows, lane_gradient_rows<Scalar, Arch>) * pixels *
+         static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+}
 
-template <class Arch, class Scalar, std::size_t... c, std::size_t... i>
-[[gnu::always_inline]] inline void lane_gradient_tile(
-    const LaneInput<Scalar>& input, const Scalar* x, const LaneOutput<const Scalar>& output, const Scalar* dy,
-    const std::array<index_t, sizeof...(i) / sizeof...(c)>& row_starts, Scalar* sums, index_t step, index_t rows,
-    std::index_sequence<c...>, std::index_sequence<i...>) noexcept {
+/// The rows of a run of pixels with the lanes (pictures) outside and the rows inside, `lane_gradient_rows` of them at a
+/// time: [row / tile][pixel][lane][row % tile]. A sum over pixels and pictures then is one over vectors of rows, each
+/// with a number of its own for every column. Beyond the last row is that row again.
+template <class Arch, class Scalar>
+void lane_turn(const LaneOutput<const Scalar>& output, Scalar* turned) noexcept {
   using Batch = xsimd::batch<Scalar, Arch>;
-  constexpr std::size_t width = sizeof...(c);
-  constexpr std::size_t tile = sizeof...(i) / width;
   constexpr auto lanes = static_cast<index_t>(Batch::size);
-  std::array<Batch, sizeof...(i)> products;
-  ((products[i] = Batch(Scalar{0})), ...);
-  for (index_t line = 0; line < output.lines; ++line) {
-    const Scalar* a = x + line * input.line_step;
-    const Scalar* b = dy + line * output.line_step;
-    for (index_t pixel = 0; pixel < output.pixels; ++pixel, a += input.pixel_step, b += output.pixel_step) {
-      std::array<Batch, tile> d;
-      for (std::size_t r = 0; r < tile; ++r) d[r] = in_register(Batch::load_aligned(b + row_starts[r]));
-      const auto add_column = [&](std::size_t column) __attribute__((always_inline)) {
-        const Batch v = in_register(Batch::load_aligned(a + static_cast<index_t>(column) * lanes));
-        for (std::size_t r = 0; r < tile; ++r)
-          products[r * width + column] = xsimd::fma(d[r], v, products[r * width + column]);
-      };
-      (add_column(c), ...);
+  constexpr index_t tile = lane_gradient_rows<Scalar, Arch>;
+  for (index_t row = 0; row < output.rows; row += tile) {
+    std::array<index_t, static_cast<std::size_t>(tile)> starts;
+    for (index_t r = 0; r < tile; ++r)
+      starts[static_cast<std::size_t>(r)] = output.row_start(std::min(row + r, output.rows - 1), lanes);
+    for (index_t line = 0; line < output.lines; ++line) {
+      const Scalar* from = output.target + line * output.line_step;
+      for (index_t pixel = 0; pixel < output.pixels; ++pixel, from += output.pixel_step, turned += tile * lanes)
+        for (index_t first = 0; first < tile; first += lanes) {
+          std::array<Batch, Batch::size> x;
+          for (std::size_t r = 0; r < x.size(); ++r)
+            x[r] = Batch::load_aligned(from + starts[static_cast<std::size_t>(first) + r]);
+          transpose(x);
+          for (std::size_t lane = 0; lane < x.size(); ++lane)
+            x[lane].store_aligned(turned + static_cast<index_t>(lane) * tile + first);
+        }
     }
   }
+}
+
+/// The scalar twin of `lane_turn`, for tiles of `Arch` and vectors of its size.
+template <class Arch, class Scalar>
+void lane_turn_reference(const LaneOutput<const Scalar>& output, Scalar* turned) noexcept {
+  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  constexpr index_t tile = lane_gradient_rows<Scalar, Arch>;
+  for (index_t first = 0; first < output.rows; first += tile)
+    for (index_t y = 0; y < output.lines; ++y)
+      for (index_t x = 0; x < output.pixels; ++x)
+        for (index_t lane = 0; lane < lanes; ++lane)
+          for (index_t row = first; row < first + tile; ++row)
+            *turned++ = output.target[y * output.line_step + x * output.pixel_step +
+                                      output.row_start(std::min(row, output.rows - 1), lanes) + lane];
+}
+
+/// Rows of a run of pixels as `lane_turn` leaves them.
+template <class Scalar>
+struct LaneTurned {
+  const Scalar* values = nullptr;
+  index_t rows = 0;
+  index_t lines = 0;
+  index_t pixels = 0;  ///< of a line
+};
+
+namespace detail {
+
+template <class Arch, class Scalar, std::size_t... i>
+[[gnu::always_inline]] inline void lane_gradient_tile(const LaneInput<Scalar>& input, const Scalar* x,
+                                                      const LaneTurned<Scalar>& dy, const Scalar* d, index_t rows,
+                                                      Scalar* sums, index_t step, std::index_sequence<i...>) noexcept {
+  using Batch = xsimd::batch<Scalar, Arch>;
+  constexpr auto lanes = static_cast<index_t>(Batch::size);
+  constexpr auto vectors = static_cast<std::size_t>(lane_gradient_vectors<Scalar, Arch>);
+  constexpr index_t tile = lane_gradient_rows<Scalar, Arch>;
+  std::array<Batch, sizeof...(i)> products;
+  ((products[i] = Batch(Scalar{0})), ...);
+  for (index_t line = 0; line < dy.lines; ++line) {
+    const Scalar* pixel = x + line * input.line_step;
+    for (index_t p = 0; p < dy.pixels; ++p, pixel += input.pixel_step)
+      for (index_t lane = 0; lane < lanes; ++lane, d += tile) {
+        std::array<Batch, vectors> rows_of;
+        for (std::size_t v = 0; v < vectors; ++v)
+          rows_of[v] = in_register(Batch::load_aligned(d + static_cast<index_t>(v) * lanes));
+        const auto add_column = [&](std::size_t column) __attribute__((always_inline)) {
+          const Batch value(pixel[static_cast<index_t>(column) * lanes + lane]);
+          for (std::size_t v = 0; v < vectors; ++v)
+            products[column * vectors + v] = xsimd::fma(value, rows_of[v], products[column * vectors + v]);
+        };
+        ((i % vectors == 0 ? add_column(i / vectors) : void()), ...);
+      }
+  }
   const auto store = [&](std::size_t at, const Batch& product) {
-    const auto row = static_cast<index_t>(at / width);
-    if (row < rows) sums[static_cast<index_t>(at % width) * step + row] += xsimd::hadd(product);
+    const index_t first = static_cast<index_t>(at % vectors) * lanes;
+    Scalar* const to = sums + static_cast<index_t>(at / vectors) * step + first;
+    if (first + lanes <= rows) {
+      (Batch::load_unaligned(to) + product).store_unaligned(to);
+    } else {
+      alignas(Batch) std::array<Scalar, Batch::size> values;
+      product.store_aligned(values.data());
+      for (index_t r = 0; r < rows - first; ++r) to[r] += values[static_cast<std::size_t>(r)];
+    }
   };
   (store(i, products[i]), ...);
 }
 
 template <class Arch, std::size_t width, class Scalar>
-void lane_gradient_columns_of(const LaneInput<Scalar>& input, const Scalar* x, const LaneOutput<const Scalar>& output,
+void lane_gradient_columns_of(const LaneInput<Scalar>& input, const Scalar* x, const LaneTurned<Scalar>& dy,
                               Scalar* sums, index_t step) noexcept {
   constexpr index_t tile = lane_gradient_rows<Scalar, Arch>;
-  constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
-  for (index_t row = 0; row < output.rows; row += tile) {
-    std::array<index_t, static_cast<std::size_t>(tile)> starts;  // beyond the last row: that row again
-    for (index_t r = 0; r < tile; ++r)
-      starts[static_cast<std::size_t>(r)] = output.row_start(std::min(row + r, output.rows - 1), lanes);
-    lane_gradient_tile<Arch>(input, x, output, output.target, starts, sums + row, step,
-                             std::min(tile, output.rows - row), std::make_index_sequence<width>(),
-                             std::make_index_sequence<width * tile>());
-  }
+  const index_t tile_size = lane_turned_size<Arch, Scalar>(tile, dy.lines * dy.pixels);
+  for (index_t row = 0; row < dy.rows; row += tile)
+    lane_gradient_tile<Arch>(
+        input, x, dy, dy.values + row / tile * tile_size, std::min(tile, dy.rows - row), sums + row, step,
+        std::make_index_sequence<width* static_cast<std::size_t>(lane_gradient_vectors<Scalar, Arch>)>());
 }
 
 template <class Arch, class Scalar, std::size_t... c>
 void lane_gradient_of_width(index_t width, const LaneInput<Scalar>& input, const Scalar* x,
-                            const LaneOutput<const Scalar>& output, Scalar* sums, index_t step,
+                            const LaneTurned<Scalar>& dy, Scalar* sums, index_t step,
                             std::index_sequence<c...>) noexcept {
   using Kernel =
-      void (*)(const LaneInput<Scalar>&, const Scalar*, const LaneOutput<const Scalar>&, Scalar*, index_t) noexcept;
+      void (*)(const LaneInput<Scalar>&, const Scalar*, const LaneTurned<Scalar>&, Scalar*, index_t) noexcept;
   static constexpr Kernel kernels[] = {lane_gradient_columns_of<Arch, c + 1, Scalar>...};
-  kernels[width - 1](input, x, output, sums, step);
+  kernels[width - 1](input, x, dy, sums, step);
 }
 
 }  // namespace detail
 
-/// sums[column * step + row] += sum over pixels and lanes of dy[row] x input[column]; `output` is where dy lies.
+/// sums[column * step + row] += sum over pixels and lanes of dy[row] x input[column].
 template <class Arch, class Scalar>
-void lane_weight_gradient(const LaneInput<Scalar>& input, const LaneOutput<const Scalar>& output, Scalar* sums,
+void lane_weight_gradient(const LaneInput<Scalar>& input, const LaneTurned<Scalar>& dy, Scalar* sums,
                           index_t step) noexcept {
   constexpr auto lanes = static_cast<index_t>(xsimd::batch<Scalar, Arch>::size);
+  constexpr index_t most = lane_gradient_columns<Scalar, Arch>;
   for (index_t t = 0; t < input.taps; ++t, sums += input.depth * step)
-    detail::for_pieces(input.depth, lane_gradient_columns, [&](index_t first, index_t width) {
-      detail::lane_gradient_of_width<Arch>(width, input, input.source + input.starts[t] + first * lanes, output,
+    detail::for_pieces(input.depth, most, [&](index_t first, index_t width) {
+      detail::lane_gradient_of_width<Arch>(width, input, input.source + input.starts[t] + first * lanes, dy,
                                            sums + first * step, step,
-                                           std::make_index_sequence<static_cast<std::size_t>(lane_gradient_columns)>());
+                                           std::make_index_sequence<static_cast<std::size_t>(most)>());
     });
 }
 
-/// The scalar twin of `lane_weight_gradient`.
+/// The scalar twin of `lane_turn` and `lane_weight_gradient` together; `output` is where dy lies.
 template <class Arch, class Scalar>
 void lane_weight_gradient_reference(const LaneInput<Scalar>& input, const LaneOutput<const Scalar>& output,
                                     Scalar* sums, index_t step) noexcept {
