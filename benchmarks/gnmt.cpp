@@ -2,8 +2,9 @@
 // cells, attention over those words, 32,000 words to choose from), at batch 1 for the dense model and both levels, and
 // the share of time of each kind of layer. Weights are random at the usual budgets. `--make DIR` writes the models, and
 // a memory with logits for benchmarks/peers/gnmt, once; `--models DIR` times them (`--times`: one line of medians only,
-// three of steps and three of sentences; `--threads N`). `--training` times a step of the
-// small network (256 wide, 2 + 2 layers, 8,000 words, batch 64, length 20) on all cores.
+// three of steps and three of sentences; `--threads N`). `--training` times a step of the small network (2 + 2 layers,
+// `--width N`, 256; 8,000 words, batch 64, length 20) on all cores; with `--level 0` or `1` one of a path at that
+// level, as in the phases with fixed masks.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -84,6 +85,19 @@ void save_numbers(const std::string& path, std::span<const float> numbers) {
   (void)strata::io::write_atomically(path, {std::as_bytes(numbers)}).value();
 }
 
+/// Random masks of both levels.
+void draw_levels(TrainingNet& network) {
+  std::mt19937_64 random(2);
+  for (auto* parameter : train::parameters<float>(network)) {
+    if (!parameter->levelled) continue;
+    parameter->strata.resize(static_cast<std::size_t>(parameter->value.size()));
+    for (auto& stratum : parameter->strata) {
+      const double draw = static_cast<double>(random() >> 11U) * 0x1p-53;
+      stratum = draw < 0.0538 ? std::uint8_t{0} : (draw < 0.1338 ? std::uint8_t{1} : strata::StratumMap::absent);
+    }
+  }
+}
+
 void make_models(const std::string& directory) {
   TrainingNet network(TrainingNet::Config{});  // the full one
   train::initialise(network, 1);
@@ -109,15 +123,7 @@ void make_models(const std::string& directory) {
     }
     save_numbers(directory + "/logits.f32", logits);
   }
-  std::mt19937_64 random(2);
-  for (auto* parameter : train::parameters<float>(network)) {
-    if (!parameter->levelled) continue;
-    parameter->strata.resize(static_cast<std::size_t>(parameter->value.size()));
-    for (auto& stratum : parameter->strata) {
-      const double draw = static_cast<double>(random() >> 11U) * 0x1p-53;
-      stratum = draw < 0.0538 ? std::uint8_t{0} : (draw < 0.1338 ? std::uint8_t{1} : strata::StratumMap::absent);
-    }
-  }
+  draw_levels(network);
   (void)strata::io::write_model(strata::to_archive(network, 2), directory + "/levels.safetensors").value();
 }
 
@@ -199,10 +205,12 @@ void time_models(const std::string& directory, int threads, int rounds, bool tim
   }
 }
 
-void time_training(int threads, int steps, bool times_only) {
+/// `level` below 0: dense.
+void time_training(int threads, int steps, index_t width, int level, bool times_only) {
   TrainingNet network(
-      {.source_words = 8000, .target_words = 8000, .width = 256, .encoder_layers = 2, .decoder_layers = 2});
+      {.source_words = 8000, .target_words = 8000, .width = width, .encoder_layers = 2, .decoder_layers = 2});
   train::initialise(network, 1);
+  if (level >= 0) draw_levels(network);
   train::SentencePairs data{{}, {}, 8000, 8000};
   std::mt19937 random(1);
   for (int i = 0; i < 64; ++i) {
@@ -224,7 +232,7 @@ void time_training(int threads, int steps, bool times_only) {
     context.step = static_cast<std::uint64_t>(step);
     const auto start = Clock::now();
     train::clear_gradients(context, parameters);
-    context.begin(Level{0});
+    context.begin(Level{std::max(level, 0)});
     const auto logits = task.run(network, context);
     (void)task.loss(logits, {}, 0, 1, 1);
     const double after_loss = since(start);
@@ -253,6 +261,8 @@ int main(int argc, char** argv) {
   std::string make, models;
   int rounds = 10;
   int threads = 0;
+  int width = 256;
+  int level = -1;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
     if (argument == "--times") {
@@ -267,15 +277,21 @@ int main(int argc, char** argv) {
       rounds = std::max(1, std::atoi(argv[++i]));
     } else if (argument == "--threads" && i + 1 < argc) {
       threads = std::max(1, std::atoi(argv[++i]));
+    } else if (argument == "--width" && i + 1 < argc) {
+      width = std::max(2, std::atoi(argv[++i]));
+    } else if (argument == "--level" && i + 1 < argc) {
+      level = std::clamp(std::atoi(argv[++i]), 0, 1);
     } else {
       std::fprintf(stderr,
-                   "usage: gnmt_latency --make DIR | --models DIR | --training [--times] [--rounds N] [--threads N]\n");
+                   "usage: gnmt_latency --make DIR | --models DIR | --training [--width N] [--level 0|1] [--times] "
+                   "[--rounds N] [--threads N]\n");
       return 2;
     }
   }
   if (!make.empty()) make_models(make);
   if (!models.empty()) time_models(models, threads == 0 ? 1 : threads, rounds, times_only);
   if (training)
-    time_training(threads == 0 ? static_cast<int>(std::thread::hardware_concurrency()) : threads, rounds, times_only);
+    time_training(threads == 0 ? static_cast<int>(std::thread::hardware_concurrency()) : threads, rounds, width, level,
+                  times_only);
   return 0;
 }

@@ -21,6 +21,7 @@
 #include <strata/train/operations.hpp>
 #include <strata/train/parameter.hpp>
 #include <strata/train/product.hpp>
+#include <strata/train/sparse_product.hpp>
 #include <strata/train/store.hpp>
 #include <strata/train/tape.hpp>
 
@@ -69,9 +70,19 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   note_uses(context, parameters.hidden_weight, 1);
   const Level level = context.level;
   auto order = std::make_shared<const std::vector<index_t>>(detail::gate_order<Scalar>(units));
-  auto input_rows = std::make_shared<detail::WeightRows<Scalar>>(context, parameters.input_weight, level, order.get());
-  auto hidden_rows =
-      std::make_shared<detail::WeightRows<Scalar>>(context, parameters.hidden_weight, level, order.get());
+  // Each matrix either by its non-zeros or whole.
+  const auto sparse_input =
+      detail::SparseMatrix<Scalar>::find(context, parameters.input_weight, level, steps * batch, order.get());
+  const auto sparse_hidden =
+      detail::SparseMatrix<Scalar>::find(context, parameters.hidden_weight, level, batch, order.get());
+  std::shared_ptr<const detail::WeightRows<Scalar>> input_rows;
+  std::shared_ptr<const detail::WeightRows<Scalar>> hidden_rows;
+  if (!sparse_input)
+    input_rows =
+        std::make_shared<const detail::WeightRows<Scalar>>(context, parameters.input_weight, level, order.get());
+  if (!sparse_hidden)
+    hidden_rows =
+        std::make_shared<const detail::WeightRows<Scalar>>(context, parameters.hidden_weight, level, order.get());
   // The states before and after every step: the one before position t is in slot t, or t + 1 if time runs backwards.
   const Tensor<Scalar> gates = context.make(steps * batch, {rows, 1, 1}, false);
   const Tensor<Scalar> hiddens = context.make((steps + 1) * batch, {units, 1, 1}, false);
@@ -97,15 +108,20 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
   context.for_parts(steps * batch, [&](index_t, index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) gates.matrix().col(n).array() = bias;
   });
-  if (steps * batch > 0)
+  detail::SampleTiles<Scalar> inputs;
+  if (sparse_input) {
+    inputs = detail::SampleTiles<Scalar>(context, detail::values_of(x));
+    sparse_input->add_product(context, inputs, detail::mutable_values_of(gates));
+  } else if (steps * batch > 0) {
     detail::add_weighted<Scalar>(context, *input_rows, detail::values_of(x), detail::mutable_values_of(gates));
+  }
 
   const auto lengths = std::make_shared<const std::vector<std::int32_t>>(shape.lengths.begin(), shape.lengths.end());
   const auto ended = [lengths](index_t t, index_t b) {
     return !lengths->empty() && t >= static_cast<index_t>((*lengths)[static_cast<std::size_t>(b)]);
   };
   // What all steps or all parts multiply is put in blocks once, if its pieces are whole blocks.
-  const bool blocked = units % (kernels::bfloat16_depth * Context<Scalar>::parts) == 0 &&
+  const bool blocked = !sparse_hidden && units % (kernels::bfloat16_depth * Context<Scalar>::parts) == 0 &&
                        detail::bfloat16_pays(units / Context<Scalar>::parts, batch, rows);
   const auto blocks = [&context, blocked](detail::Factor factor, index_t vectors, index_t sums) {
     return blocked ? detail::blocked_factor(context, factor, vectors, sums) : detail::BlockedFactor();
@@ -120,16 +136,29 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     states[0].set<Scalar>(detail::view(h, last - first, batch, units), false, 0, first);
   };
   if (!weights.empty()) context.for_parts(units, fill);
+  // The same in tiles for the product with non-zeros.
+  std::array<detail::SampleTiles<Scalar>, 2> state_tiles;
+  if (sparse_hidden) {
+    state_tiles[0] = detail::SampleTiles<Scalar>(
+        context, detail::view(std::as_const(hiddens.value()).data() + first_slot * slot, units, batch, units));
+    state_tiles[1] = detail::SampleTiles<Scalar>(context, units, batch);
+  }
   for (index_t i = 0; i < steps; ++i) {
     const index_t t = reverse ? steps - 1 - i : i;
     context.for_parts(units, [&](index_t part, index_t first, index_t last) {
       const index_t n = last - first;
       Scalar* const g = gates.value().data() + t * batch * rows + 4 * first;
       const Scalar* const h_before = hiddens.value().data() + (t + before) * slot;
-      if (i > 0 || !from_zeros)
+      const auto gates_of_part = detail::view(g, 4 * n, batch, rows);
+      const auto turn = static_cast<std::size_t>(i % 2);
+      const bool has_state = i > 0 || !from_zeros;
+      if (has_state && sparse_hidden) {
+        sparse_hidden->add_product(context, part, state_tiles[turn], 4 * first, 4 * last, gates_of_part);
+      } else if (has_state) {
         detail::add_product<Scalar>(context, part, detail::Transposed::first, hidden_rows->transposed(4 * first, 4 * n),
-                                    detail::view(h_before, units, batch, units), detail::view(g, 4 * n, batch, rows),
-                                    weights.blocks(4 * first), states[static_cast<std::size_t>(i % 2)].blocks());
+                                    detail::view(h_before, units, batch, units), gates_of_part,
+                                    weights.blocks(4 * first), states[turn].blocks());
+      }
       const Scalar* const c_before = cells.value().data() + (t + before) * slot;
       Scalar* const h_after = hiddens.value().data() + (t + after) * slot;
       Scalar* const c_after = cells.value().data() + (t + after) * slot;
@@ -159,7 +188,11 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
           output += ConstMap(residual->value().data() + (t * batch + b) * y_rows + first_row + first, n);
       }
       const auto made = detail::view(static_cast<const Scalar*>(h_after + first), n, batch, units);
-      states[static_cast<std::size_t>((i + 1) % 2)].set<Scalar>(made, false, 0, first);
+      if (sparse_hidden) {
+        state_tiles[1 - turn].set(made, first);
+      } else {
+        states[1 - turn].template set<Scalar>(made, false, 0, first);
+      }
     });
   }
 
@@ -179,25 +212,32 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     const Scalar* const dy = y.gradient().data();
     const Tensor<Scalar> d_gates = context.make(steps * batch, {rows, 1, 1}, false);
     Scalar* const dgates = d_gates.value().data();
-    const auto w = hidden_rows->transposed(0, rows);
     detail::BlockedFactor weights_back = blocks(detail::Factor::first, units, rows);
     // The gradients that a step makes and those of the step after it in time, in turns.
     std::array<detail::BlockedFactor, 2> d_blocks{blocks(detail::Factor::second, batch, rows),
                                                   blocks(detail::Factor::second, batch, rows)};
     if (!weights_back.empty())
       context.for_parts(units, [&](index_t, index_t first, index_t last) {
+        const auto w = hidden_rows->transposed(0, rows);
         weights_back.set<Scalar>(detail::view(w.data() + first, last - first, rows, units), true, first, 0);
       });
+    std::array<detail::SampleTiles<Scalar>, 2> d_tiles;
+    if (sparse_hidden)
+      for (auto& tiles : d_tiles) tiles = detail::SampleTiles<Scalar>(context, rows, batch);
     // The gradient of the state before position t, from the gates there; ended sequences hand theirs on.
     const auto back = [&](index_t part, index_t i, index_t first, index_t n) {
       const index_t t = reverse ? steps - 1 - i : i;
       for (index_t b = 0; b < batch; ++b)
         if (!ended(t, b)) Map(dh.value().data() + b * units + first, n).setZero();
+      const auto dh_of_part = detail::view(dh.value().data() + first, n, batch, units);
+      const auto turn = static_cast<std::size_t>(i % 2);
+      if (sparse_hidden)
+        return sparse_hidden->add_product_back(context, part, d_tiles[turn], first, first + n, dh_of_part);
+      const auto w = hidden_rows->transposed(0, rows);
       detail::add_product<Scalar>(
           context, part, detail::Transposed::none, detail::view(w.data() + first, n, rows, units),
-          detail::view(static_cast<const Scalar*>(dgates + t * batch * rows), rows, batch, rows),
-          detail::view(dh.value().data() + first, n, batch, units), weights_back.blocks(first),
-          d_blocks[static_cast<std::size_t>(i % 2)].blocks());
+          detail::view(static_cast<const Scalar*>(dgates + t * batch * rows), rows, batch, rows), dh_of_part,
+          weights_back.blocks(first), d_blocks[turn].blocks());
     };
     for (index_t i = steps - 1; i >= 0; --i) {
       const index_t t = reverse ? steps - 1 - i : i;
@@ -233,7 +273,12 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
           c_gradient *= forget;
         }
         const auto made = detail::view(static_cast<const Scalar*>(dg), 4 * n, batch, rows);
-        d_blocks[static_cast<std::size_t>(i % 2)].set<Scalar>(made, false, 0, 4 * first);
+        const auto turn = static_cast<std::size_t>(i % 2);
+        if (sparse_hidden) {
+          d_tiles[turn].set(made, 4 * first);
+        } else {
+          d_blocks[turn].template set<Scalar>(made, false, 0, 4 * first);
+        }
       });
     }
     if (!from_zeros) {
@@ -254,11 +299,22 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
     }
     if (steps * batch == 0) return;
     const auto d = detail::values_of(d_gates);
-    detail::add_weight_gradient<Scalar>(context, detail::values_of(x), d, level, parameters.input_weight, order.get());
-    detail::add_weight_gradient<Scalar>(
-        context,
-        detail::view(static_cast<const Scalar*>(hiddens.value().data()) + before * slot, units, steps * batch, units),
-        d, level, parameters.hidden_weight, order.get());
+    const auto states_before =
+        detail::view(std::as_const(hiddens.value()).data() + before * slot, units, steps * batch, units);
+    detail::SampleTiles<Scalar> all_d;
+    if (sparse_input || sparse_hidden) all_d = detail::SampleTiles<Scalar>(context, d);
+    if (sparse_input) {
+      sparse_input->add_gradient(context, inputs, all_d, parameters.input_weight);
+    } else {
+      detail::add_weight_gradient<Scalar>(context, detail::values_of(x), d, level, parameters.input_weight,
+                                          order.get());
+    }
+    if (sparse_hidden) {
+      sparse_hidden->add_gradient(context, detail::SampleTiles<Scalar>(context, states_before), all_d,
+                                  parameters.hidden_weight);
+    } else {
+      detail::add_weight_gradient<Scalar>(context, states_before, d, level, parameters.hidden_weight, order.get());
+    }
     if (!parameters.input_bias.empty()) {
       Eigen::Array<Scalar, Eigen::Dynamic, 1> sums = Eigen::Array<Scalar, Eigen::Dynamic, 1>::Zero(rows);
       context.for_parts(rows, [&](index_t, index_t first, index_t last) {
@@ -271,7 +327,12 @@ void lstm(Context<Scalar>& context, const Tensor<Scalar>& x, const SequenceShape
         parameters.hidden_bias.front().gradient[at] += sums[i];
       }
     }
-    if (x.needs_gradient()) detail::add_weighted_back<Scalar>(context, *input_rows, d, detail::mutable_gradients_of(x));
+    if (!x.needs_gradient()) return;
+    if (sparse_input) {
+      sparse_input->add_product_back(context, all_d, detail::mutable_gradients_of(x));
+    } else {
+      detail::add_weighted_back<Scalar>(context, *input_rows, d, detail::mutable_gradients_of(x));
+    }
   });
 }
 

@@ -14,6 +14,7 @@
 
 #include <strata/train/bfloat16_product.hpp>
 #include <strata/train/parameter.hpp>
+#include <strata/train/sparse_product.hpp>
 #include <strata/train/tape.hpp>
 
 namespace strata::train {
@@ -205,7 +206,6 @@ template <class Scalar>
   const index_t outputs = rows > 0 ? rows : weight.shape[0];
   note_uses(context, weight, first_row == 0 ? 1 : 0);  // parts of the rows are together one use
   const Level level = context.level;
-  auto weights = std::make_shared<detail::WeightRows<Scalar>>(context, weight, level);
   Tensor<Scalar> y = context.make(x.batch(), {outputs, 1, 1}, true);
   context.for_parts(x.batch(), [&](index_t, index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) {
@@ -218,15 +218,33 @@ template <class Scalar>
     }
   });
   if (x.batch() == 0) return y;
+  const auto add_bias_gradient = [&context, bias, first_row, outputs](const detail::ConstMatrixView<Scalar>& dy) {
+    if (bias == nullptr) return;
+    context.for_parts(outputs, [&](index_t, index_t first, index_t last) {
+      for (index_t n = 0; n < dy.cols(); ++n)
+        bias->gradient.segment(first_row + first, last - first) += dy.col(n).segment(first, last - first).array();
+    });
+  };
+  const auto sparse =
+      outputs == weight.shape[0] ? detail::SparseMatrix<Scalar>::find(context, weight, level, x.batch()) : nullptr;
+  if (sparse) {
+    const detail::SampleTiles<Scalar> inputs(context, detail::values_of(x));
+    sparse->add_product(context, inputs, detail::mutable_values_of(y));
+    context.record([=, &context, &weight] {
+      const auto dy = detail::gradients_of(y);
+      const detail::SampleTiles<Scalar> d(context, dy);
+      sparse->add_gradient(context, inputs, d, weight);
+      add_bias_gradient(dy);
+      if (x.needs_gradient()) sparse->add_product_back(context, d, detail::mutable_gradients_of(x));
+    });
+    return y;
+  }
+  auto weights = std::make_shared<detail::WeightRows<Scalar>>(context, weight, level);
   detail::add_weighted<Scalar>(context, *weights, detail::values_of(x), detail::mutable_values_of(y), first_row);
   context.record([=, &context, &weight] {
     const auto dy = detail::gradients_of(y);
     detail::add_weight_gradient<Scalar>(context, detail::values_of(x), dy, level, weight, nullptr, first_row);
-    if (bias != nullptr)
-      context.for_parts(outputs, [&](index_t, index_t first, index_t last) {
-        for (index_t n = 0; n < dy.cols(); ++n)
-          bias->gradient.segment(first_row + first, last - first) += dy.col(n).segment(first, last - first).array();
-      });
+    add_bias_gradient(dy);
     if (x.needs_gradient())
       detail::add_weighted_back<Scalar>(context, *weights, dy, detail::mutable_gradients_of(x), first_row);
   });
