@@ -6,12 +6,11 @@
 #include <random>
 #include <vector>
 
-#include <Eigen/Core>
-
 #include <strata/train/lane_kernels.hpp>
 #include <strata/train/lane_norm.hpp>
 #include <strata/train/lanes.hpp>
 
+#include "support/arrays.hpp"
 #include "support/catch.hpp"
 
 namespace {
@@ -19,22 +18,6 @@ namespace {
 using strata::index_t;
 using Arch = xsimd::default_arch;
 namespace kernels = strata::kernels;
-
-template <class Scalar>
-using Array = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
-
-template <class Scalar>
-Array<Scalar> numbers(std::mt19937& random, index_t count) {
-  std::uniform_real_distribution<double> uniform(-1, 1);
-  Array<Scalar> result(count);
-  for (Scalar& number : result) number = static_cast<Scalar>(uniform(random));
-  return result;
-}
-
-template <class Scalar>
-double difference(const Array<Scalar>& a, const Array<Scalar>& b) {
-  return a.size() == 0 ? 0.0 : static_cast<double>((a - b).abs().maxCoeff());
-}
 
 /// The greatest difference over the greatest expected sum (over 1 if that is less): rounding grows with what is summed.
 template <class Scalar>

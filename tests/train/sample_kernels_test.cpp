@@ -3,10 +3,9 @@
 #include <random>
 #include <vector>
 
-#include <Eigen/Core>
-
 #include <strata/train/sample_kernels.hpp>
 
+#include "support/arrays.hpp"
 #include "support/catch.hpp"
 
 namespace {
@@ -14,22 +13,6 @@ namespace {
 using strata::index_t;
 using Arch = xsimd::default_arch;
 namespace kernels = strata::kernels;
-
-template <class Scalar>
-using Array = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
-
-template <class Scalar>
-Array<Scalar> numbers(std::mt19937& random, index_t count) {
-  std::uniform_real_distribution<double> uniform(-1, 1);
-  Array<Scalar> result(count);
-  for (Scalar& number : result) number = static_cast<Scalar>(uniform(random));
-  return result;
-}
-
-template <class Scalar>
-double difference(const Array<Scalar>& a, const Array<Scalar>& b) {
-  return a.size() == 0 ? 0.0 : static_cast<double>((a - b).abs().maxCoeff());
-}
 
 template <class Scalar>
 void check(double tolerance) {

@@ -22,7 +22,8 @@
 namespace strata::train {
 
 /// Share of a convolution's weights at a level up to which it is computed with sparse kernels. Measured on Zen 3 with
-/// ResNet-20 and ResNet-50 for 32x32 pictures: the whole step costs as much as the dense one at 60 to 70 %.
+/// ResNet-20 and ResNet-50 for 32x32 pictures: the whole step costs as much as the dense one at 60 to 70 %
+/// (benchmarks/training_step, --weights and --flops).
 inline constexpr double sparse_density = 0.6;
 
 namespace detail {

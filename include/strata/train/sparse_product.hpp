@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include <xsimd/xsimd.hpp>
@@ -47,7 +46,6 @@ class SampleTiles {
     });
   }
 
-  [[nodiscard]] index_t features() const noexcept { return features_; }
   [[nodiscard]] index_t tiles() const noexcept { return ceil_div(samples_, width); }
   [[nodiscard]] index_t samples_in(index_t tile) const noexcept { return std::min(width, samples_ - tile * width); }
   [[nodiscard]] index_t vectors_in(index_t tile) const noexcept {
@@ -157,7 +155,6 @@ class SparseMatrix {
   }
 
   [[nodiscard]] index_t rows() const noexcept { return ahead_.rows; }
-  [[nodiscard]] index_t columns() const noexcept { return back_.rows; }
 
   /// y += W x for rows first .. last-1, which are the rows of `y`; `part` of the work.
   void add_product(Context<Scalar>& context, index_t part, const Tiles& x, index_t first, index_t last,
