@@ -33,9 +33,9 @@ struct PaperLevel {
 };
 constexpr PaperLevel paper[] = {{0.0538, 0.0447, 0.0325}, {0.1338, 0.1497, 0}};
 
-nlohmann::json read_existing(const std::string& path) {
+nlohmann::json read_existing(const std::string& path, examples::Settings settings = examples::Settings::one_an_arm) {
   if (!std::filesystem::exists(path)) strata::raise(strata::Error(path, "a file of rows", "none"));
-  return std::move(examples::read_rows(path)).value();
+  return std::move(examples::read_rows(path, settings)).value();
 }
 
 void merge(const std::string& into, const std::vector<std::string>& files) {
@@ -47,7 +47,7 @@ void merge(const std::string& into, const std::vector<std::string>& files) {
 }
 
 void show(const std::string& file, const std::string& plot) {
-  const nlohmann::json rows = read_existing(file);
+  const nlohmann::json rows = read_existing(file, examples::Settings::several);
   std::printf("%s", examples::rows_table(rows, "accuracy").text().c_str());
   if (plot.empty() || rows.empty()) return;
   const auto& first = rows.front();
@@ -188,7 +188,9 @@ int main(int argc, char** argv) {
       "adds rows to a file; a row replaces an older one of the same run. Refuses rows of runs with other options");
   merge_command->add_option("into", file, "file of rows, made if it is not there")->required();
   merge_command->add_option("files", files, "reports of runs")->required();
-  auto* show_command = app.add_subcommand("show", "table of one file, and a plot of accuracy against FLOPs");
+  auto* show_command = app.add_subcommand("show",
+                                          "table of one file, an arm that was run with several settings as several "
+                                          "arms, and a plot of accuracy against FLOPs");
   show_command->add_option("file", file, "file of rows")->required();
   show_command->add_option("--plot", plot, "SVG file to write");
   auto* headline_command = app.add_subcommand("headline", "table over all networks beside the paper's figures");

@@ -51,7 +51,7 @@ namespace detail {
 
 /// The program of a command, then its options with their values in alphabetical order, those for which `keep(name)`.
 template <class Keep>
-[[nodiscard]] std::string options_of(const nlohmann::json& row, const Keep& keep) {
+[[nodiscard]] std::vector<std::string> options_of(const nlohmann::json& row, const Keep& keep) {
   std::istringstream words(row.value("command", ""));
   std::vector<std::string> options;
   for (std::string word; words >> word;) {
@@ -62,13 +62,30 @@ template <class Keep>
     if (const std::size_t sign = word.find('='); sign != std::string::npos) word[sign] = ' ';
     options.push_back(std::move(word));
   }
-  std::string kept;
-  if (options.empty()) return kept;
+  if (options.empty()) return options;
   std::sort(options.begin() + 1, options.end());
-  for (std::size_t i = 0; i < options.size(); ++i)
-    if (i == 0 || keep(std::string_view(options[i]).substr(0, options[i].find(' '))))
-      kept += (kept.empty() ? "" : " ") + options[i];
-  return kept;
+  options.erase(std::remove_if(options.begin() + 1, options.end(),
+                               [&](const std::string& option) {
+                                 return !keep(std::string_view(option).substr(0, option.find(' ')));
+                               }),
+                options.end());
+  return options;
+}
+
+[[nodiscard]] inline std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
+
+/// `settings_of`, one by one.
+[[nodiscard]] inline std::vector<std::string> setting_list(const nlohmann::json& row) {
+  static constexpr std::string_view left_out[] = {"--seed",  "--first-seed", "--seeds",      "--test",
+                                                  "--arm",   "--arms",       "--data",       "--data-name",
+                                                  "--level", "--switches",   "--dense-from", "--single-level"};
+  return options_of(row, [](std::string_view name) {
+    return std::find(std::begin(left_out), std::end(left_out), name) == std::end(left_out);
+  });
 }
 
 }  // namespace detail
@@ -77,12 +94,7 @@ template <class Keep>
 /// settings apart (seeds), what changes what is judged and not what is learnt (--test, --switches), and where the dense
 /// model was taken from.
 [[nodiscard]] inline std::string settings_of(const nlohmann::json& row) {
-  static constexpr std::string_view left_out[] = {"--seed",  "--first-seed", "--seeds",      "--test",
-                                                  "--arm",   "--arms",       "--data",       "--data-name",
-                                                  "--level", "--switches",   "--dense-from", "--single-level"};
-  return detail::options_of(row, [](std::string_view name) {
-    return std::find(std::begin(left_out), std::end(left_out), name) == std::end(left_out);
-  });
+  return detail::joined(detail::setting_list(row));
 }
 
 /// What of it makes another network or other data, which no two arms of one table differ in.
@@ -91,8 +103,8 @@ template <class Keep>
                                               "--samples1",  "--samples2",       "--centroids1",     "--centroids2",
                                               "--limit",     "--merges",         "--multi-scale",    "--whole-words",
                                               "--lower-case"};
-  return detail::options_of(
-      row, [](std::string_view name) { return std::find(std::begin(kept), std::end(kept), name) != std::end(kept); });
+  return detail::joined(detail::options_of(
+      row, [](std::string_view name) { return std::find(std::begin(kept), std::end(kept), name) != std::end(kept); }));
 }
 
 /// Adds `more`, the rows of file `where`, as `add_row` does. Errors, with nothing changed: rows judged by another part
@@ -139,9 +151,35 @@ template <class Keep>
   return path.filename().string();
 }
 
+/// Rows of which an arm may have been run with several settings, each of these as an arm of its own: to the name of
+/// such an arm those options are added that not all of its runs had.
+[[nodiscard]] inline nlohmann::json with_settings_as_arms(nlohmann::json rows) {
+  std::map<std::string, std::vector<std::string>> common;  // to all settings of an arm
+  for (const auto& row : rows) {
+    std::vector<std::string> settings = detail::setting_list(row);
+    const auto [known, first] = common.try_emplace(row.at("arm"), settings);
+    if (!first)
+      std::erase_if(known->second,
+                    [&](const std::string& option) { return std::ranges::find(settings, option) == settings.end(); });
+  }
+  for (auto& row : rows) {
+    const std::vector<std::string>& shared = common.at(row.at("arm"));
+    std::string arm = row.at("arm");
+    for (const std::string& option : detail::setting_list(row))
+      if (std::ranges::find(shared, option) == shared.end()) arm += " " + option;
+    row["arm"] = std::move(arm);
+  }
+  return rows;
+}
+
+/// What `read_rows` takes: one run for each arm and seed, or runs of an arm with other settings as well, which become
+/// arms of their own (`with_settings_as_arms`).
+enum class Settings : std::uint8_t { one_an_arm, several };
+
 /// Reads a file of rows, a JSON array of objects; none if there is no such file. Errors: a file that cannot be read,
 /// another content, rows judged by different parts of the data, two rows of one model.
-[[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path) {
+[[nodiscard]] inline strata::Result<nlohmann::json> read_rows(const std::string& path,
+                                                              Settings settings = Settings::one_an_arm) {
   std::error_code unknown;  // such as a directory that may not be searched: the error is that of reading
   if (!std::filesystem::exists(path, unknown) && !unknown) return nlohmann::json::array();
   const auto file = strata::io::MappedFile::open(path, false);
@@ -156,6 +194,7 @@ template <class Keep>
   for (const auto& row : rows)
     if (part_of(row) != part_of(rows.front()))
       return strata::Error(path, "rows judged by " + part_of(rows.front()) + " data", "one by " + part_of(row));
+  if (settings == Settings::several) rows = with_settings_as_arms(std::move(rows));
   for (auto row = rows.begin(); row != rows.end(); ++row)
     if (std::any_of(rows.begin(), row, [&](const auto& other) { return same_model(other, *row); }))
       return strata::Error(path, "one row a network, data, arm, seed and level", "two like " + row->dump());

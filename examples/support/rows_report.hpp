@@ -76,14 +76,19 @@ namespace examples {
   plot.x_label = "share of the dense network's FLOPs, %";
   plot.y_label = y_label;
   plot.x_logarithmic = true;
-  for (const char* arm : {"dense", "joint", "bottom-up", "single", "four-levels"}) {
+  std::vector<std::string> arms;
+  for (const std::string arm : {"dense", "joint", "bottom-up", "single", "four-levels"}) {
+    arms.push_back(arm);
+    for (const auto& [other, level] : arms_and_levels(rows))  // with other settings (`with_settings_as_arms`)
+      if (other.starts_with(arm + " ") && other != arms.back()) arms.push_back(other);
+  }
+  for (const std::string& arm : arms) {
     PlotSeries series{arm};
     // One cosine over all phases leaves the dense model of an arm with levels in the middle of its training.
-    const bool unfinished =
-        arm != std::string_view("dense") && std::any_of(rows.begin(), rows.end(), [&](const auto& row) {
-          return row.at("arm") == arm && level_text(row) == "dense" &&
-                 row.value("command", "").find("--one-cosine") != std::string::npos;
-        });
+    const bool unfinished = arm != "dense" && std::any_of(rows.begin(), rows.end(), [&](const auto& row) {
+                              return row.at("arm") == arm && level_text(row) == "dense" &&
+                                     row.value("command", "").find("--one-cosine") != std::string::npos;
+                            });
     for (const char* level : {"0", "1", "2", "3", "dense"}) {
       if (unfinished && level == std::string_view("dense")) continue;
       const auto values = values_of(by_seed(rows, arm, level, key));

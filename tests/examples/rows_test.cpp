@@ -238,6 +238,37 @@ TEST_CASE("rows of runs with other options do not take the place of others, nor 
   CHECK(rows == before);
 }
 
+TEST_CASE("an arm that was run with several settings is shown as several arms") {
+  const auto of = [](const std::string& arm, const std::string& options, double accuracy) {
+    auto result = row(arm, 1, 1, accuracy, 0.13);
+    result["command"] = "net --seed 1 --data DIR --epochs 3" + options + " --arm " + arm;
+    return result;
+  };
+  const auto rows =
+      nlohmann::json::array({of("dense", "", 0.9), of("joint", " --rate 0.1", 0.8),
+                             of("joint", " --in-turn --rate 0.1", 0.7), of("joint", " --rate 0.2 --in-turn", 0.6)});
+  const auto apart = examples::with_settings_as_arms(rows);
+  REQUIRE(apart.size() == 4);
+  CHECK(apart[0] == rows[0]);
+  CHECK(apart[1].at("arm") == "joint --rate 0.1");
+  CHECK(apart[2].at("arm") == "joint --in-turn --rate 0.1");
+  CHECK(apart[3].at("arm") == "joint --in-turn --rate 0.2");
+  CHECK(examples::rows_plot(apart, "accuracy", "", "").series.size() == 4);
+
+  const auto path = std::filesystem::temp_directory_path() / ("strata-settings-" + std::to_string(getpid()) + ".json");
+  REQUIRE(examples::write_rows(rows, path).ok());
+  CHECK_FALSE(examples::read_rows(path).ok());
+  CHECK(examples::read_rows(path, examples::Settings::several).value() == apart);
+  nlohmann::json twice = rows;
+  twice.push_back(of("joint", " --rate 0.1 --switches", 0.5));  // judged in another way, not another run
+  REQUIRE(examples::write_rows(twice, path).ok());
+  CHECK_FALSE(examples::read_rows(path, examples::Settings::several).ok());
+  std::filesystem::remove(path);
+  for (const char* name : {"pointnet2-fashion-validation.json", "resnet20-fashion-mnist-validation.json"})
+    CHECK(
+        examples::read_rows(std::string(STRATA_SOURCE_DIR "/docs/results/") + name, examples::Settings::several).ok());
+}
+
 TEST_CASE("GNMT's stored rows say what they were judged by, and models of two widths do not mix") {
   const auto stored = [](const char* name) {
     return examples::read_rows(std::string(STRATA_SOURCE_DIR "/docs/results/") + name).value();
