@@ -194,7 +194,7 @@ std::string error_of(const train::Recipe& recipe) {
 
 }  // namespace
 
-TEST_CASE("both arms reach their budgets with nested levels that have learnt the task") {
+TEST_CASE("both arms reach their budgets with nested levels that have learnt the task", "[many-runs]") {
   const train::Dataset data = stripes(640);
   for (const auto arm : {train::Arm::joint, train::Arm::freeze_and_grow}) {
     Net network({.width = 24});
@@ -268,7 +268,8 @@ TEST_CASE("what lower levels use does not change by a bit while a higher level i
   CHECK(ends[0] != ends[1]);
 }
 
-TEST_CASE("a run that was saved and restored ends with the same bits, from every step and with any threads") {
+TEST_CASE("a run that was saved and restored ends with the same bits, from every step and with any threads",
+          "[many-runs]") {
   const train::Dataset data = stripes(160);
   for (const auto arm : {train::Arm::joint, train::Arm::freeze_and_grow})
     for (const bool adamw : {false, true}) {

@@ -2,6 +2,7 @@
 // the panels and calls the tile kernels. Any kernel size, stride, padding, dilation and number of groups.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include <strata/core/executor.hpp>
@@ -202,30 +203,37 @@ void convolution(const Weights& weights, Level level, const ConvolutionShape& sh
   });
 }
 
-/// The plain twin: row-major pictures, row-major dense weights (a level's, zeros for what it lacks), seven loops.
-/// Input: in_channels x height x width. Output and residual: out_channels x output height x output width.
+/// The plain twin: row-major pictures, row-major dense weights (a level's, zeros for what it lacks, which are passed
+/// over), seven loops. Input: in_channels x height x width. Output and residual, which may not be one:
+/// out_channels x output height x output width.
 template <class Scalar>
 void convolution_reference(const Scalar* weights, const ConvolutionShape& shape, index_t height, index_t width,
                            const Scalar* input, index_t output_height, index_t output_width, Scalar* output,
                            const Epilogue<Scalar>& epilogue) noexcept {
   const index_t group_in = shape.in_channels / shape.groups;
   const index_t group_out = shape.out_channels / shape.groups;
-  for (index_t o = 0; o < shape.out_channels; ++o)
-    for (index_t y = 0; y < output_height; ++y)
-      for (index_t x = 0; x < output_width; ++x) {
-        Scalar sum{0};
-        for (index_t c = 0; c < group_in; ++c)
-          for (index_t ky = 0; ky < shape.kernel.h; ++ky)
-            for (index_t kx = 0; kx < shape.kernel.w; ++kx) {
-              const index_t sy = y * shape.stride.h - shape.padding.h + ky * shape.dilation.h;
+  const index_t pixels = output_height * output_width;
+  for (index_t o = 0; o < shape.out_channels; ++o) {
+    Scalar* const sums = output + o * pixels;
+    std::fill_n(sums, pixels, Scalar{0});
+    for (index_t c = 0; c < group_in; ++c) {
+      const Scalar* const channel = input + (o / group_out * group_in + c) * height * width;
+      for (index_t ky = 0; ky < shape.kernel.h; ++ky)
+        for (index_t kx = 0; kx < shape.kernel.w; ++kx) {
+          const Scalar weight = weights[((o * group_in + c) * shape.kernel.h + ky) * shape.kernel.w + kx];
+          if (weight == Scalar{0}) continue;
+          for (index_t y = 0; y < output_height; ++y) {
+            const index_t sy = y * shape.stride.h - shape.padding.h + ky * shape.dilation.h;
+            if (sy < 0 || sy >= height) continue;
+            for (index_t x = 0; x < output_width; ++x) {
               const index_t sx = x * shape.stride.w - shape.padding.w + kx * shape.dilation.w;
-              if (sy < 0 || sy >= height || sx < 0 || sx >= width) continue;
-              sum += weights[((o * group_in + c) * shape.kernel.h + ky) * shape.kernel.w + kx] *
-                     input[((o / group_out * group_in + c) * height + sy) * width + sx];
+              if (sx >= 0 && sx < width) sums[y * output_width + x] += weight * channel[sy * width + sx];
             }
-        const index_t at = (o * output_height + y) * output_width + x;
-        output[at] = finish(sum, epilogue, o, at);
-      }
+          }
+        }
+    }
+    for (index_t at = o * pixels; at < (o + 1) * pixels; ++at) output[at] = finish(output[at], epilogue, o, at);
+  }
 }
 
 }  // namespace strata::kernels
