@@ -24,6 +24,7 @@
 #include "../support/command.hpp"
 #include "../support/levels.hpp"
 #include "../support/rows.hpp"
+#include "../support/run_options.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
 #include "bleu.hpp"
@@ -55,50 +56,30 @@ struct SearchOptions {
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 };
 
-struct TrainOptions {
+/// Epochs of the phases: 60 % dense; of the rest a quarter on pruning, an eighth on tuning.
+constexpr examples::PhaseShares shares{.dense = 0.6, .prune = 0.25, .tune = 0.125};
+
+struct TrainOptions : examples::RunOptions {
   DataOptions data;
   SearchOptions search;
-  std::string arm = "joint";
-  std::string levels = examples::paper_levels;
-  std::optional<int> single_level;  ///< of the single arm; 1 if not given
   gnmt::VocabularyOptions words{.merges = 4000};
   bool joint = false;
   index_t longest = 80;
   index_t limit = 0;
   TrainingNet::Config network{.width = 256, .encoder_layers = 2, .decoder_layers = 2, .dropout = 0.3};
-  double epochs = 18;
-  double dense_epochs = 0;  ///< 0: 60 % of all
   index_t batch = 64;
   double rate = 1e-3;
   double decay = 1e-4;
   double smoothing = 0.1;
   double clip = 5;
-  double distillation = 0.5;
-  bool one_cosine = false;
-  bool in_turn = false;
-  std::vector<double> level_dropout;
-  int paths = 0;
-  bool switches = false;
-  std::uint64_t seed = 1;
-  bool bfloat16 = false;
-  std::string out = "gnmt-out";
-  std::string report;
-  bool resume = false;
-  std::string dense_from;
-  double stop_after = 0;
 };
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// All arms take `epochs` epochs in all; the sparse ones spend `dense_epochs` of them on the dense model that they
-/// start from, and of the rest a quarter on pruning, an eighth on tuning (the joint arm) and what is left on fixed
-/// masks.
 train::Recipe recipe_for(const TrainOptions& options) {
   train::Recipe recipe;
-  recipe.seed = options.seed;
-  recipe.bfloat16 = options.bfloat16;
   recipe.batch = options.batch;
   recipe.adamw = true;
   recipe.decay = options.decay;
@@ -106,47 +87,11 @@ train::Recipe recipe_for(const TrainOptions& options) {
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.rate;
   recipe.tune_rate = options.rate / 3;
-  recipe.distillation = options.distillation;
-  recipe.temperature = 1;
-  recipe.random_paths = recipe.tune_paths = options.paths;
-  recipe.recalibration_batches = 0;  // nothing is normalised by batches
-  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.6);
-  const double sparse = options.epochs - dense;
-  recipe.dense_epochs = options.epochs;
   recipe.warm_up_epochs = options.epochs / 40;
-  recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
-  const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
-  if (options.in_turn && options.arm != "joint")
-    strata::raise(strata::Error("--in-turn", "--arm joint", "--arm " + options.arm));
-  if (options.arm == "dense") {
-    if (!options.level_dropout.empty())
-      strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
-    return recipe;
-  }
-  if (options.arm == "joint" && budgets.size() > 2 && options.paths == 0)
-    strata::raise(strata::Error("--paths", "at least 1 with more than two levels, to train those in between", "0"));
-  recipe.levels = budgets;
-  recipe.dropout_factors = examples::dropout_factors(options.level_dropout, options.network.dropout, budgets.size());
-  recipe.dense_epochs = dense;
-  recipe.prune_epochs = 0.25 * sparse;
-  if (options.arm == "joint" && budgets.size() > 1) {
-    recipe.tune_epochs = 0.125 * sparse;
-    recipe.fixed_epochs = 0.625 * sparse;
-  } else {
-    recipe.fixed_epochs = 0.75 * sparse;
-    if (options.arm == "bottom-up") recipe.arm = train::Arm::freeze_and_grow;
-    if (options.arm == "single") {
-      if (static_cast<std::size_t>(options.single_level.value_or(1)) >= budgets.size())
-        strata::raise(
-            strata::Error("--single-level", "a level of --levels", std::to_string(options.single_level.value_or(1))));
-      const auto level = static_cast<std::size_t>(options.single_level.value_or(1));
-      recipe.levels = {budgets[level]};
-      if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
-    }
-  }
-  if (options.one_cosine) examples::use_one_cosine(recipe, options.epochs, dense);
-  if (options.in_turn) examples::use_one_path_a_step(recipe);
-  recipe.floor = 0.02;
+  recipe.temperature = 1;
+  recipe.recalibration_batches = 0;  // nothing is normalised by batches
+  examples::plan_run(recipe, options, shares, options.network.dropout);
+  if (!recipe.levels.empty()) recipe.floor = 0.02;
   return recipe;
 }
 
@@ -299,12 +244,7 @@ void for_each_drop(const gnmt::Translator& translator, int first, int last, cons
 }
 
 int run_train(TrainOptions options, const std::string& command) {
-  if (options.single_level && options.arm != "single")
-    strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
   const train::Recipe recipe = recipe_for(options);
-  if (options.switches && recipe.levels.size() < 2)
-    strata::raise(strata::Error("--switches", "an arm with levels to switch between",
-                                "--arm " + options.arm + ", " + std::to_string(recipe.levels.size()) + " levels"));
   examples::check_report(options.report);
   gnmt::ParallelText text =
       std::move(gnmt::read_parallel(options.data.directory, "train", options.data.source, options.data.target)).value();
@@ -368,10 +308,10 @@ int run_train(TrainOptions options, const std::string& command) {
     add(std::move(gnmt::load_translator(dense_path, {.self_check = true})).value(), Level{0}, "dense", whole,
         recipe.dense_epochs, trained.dense_seconds);
     const auto stored = examples::stored_counts(translator.model, counts, model_path);
-    const double level_epochs = options.in_turn ? examples::epochs_in_all(recipe) : options.epochs;
+    const double level_epochs = examples::epochs_of_levels(options, recipe);
     for (int level = translator.model.levels() - 1; level >= 0; --level)
-      add(translator, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
-          stored[static_cast<std::size_t>(level)], level_epochs, trained.seconds);
+      add(translator, Level{level}, examples::level_of_budgets(options, level), stored[static_cast<std::size_t>(level)],
+          level_epochs, trained.seconds);
     if (options.switches)
       for_each_drop(translator, 1, translator.model.levels() - 1,
                     [&](Level from, const gnmt::LevelDrop& drop, const std::string& name) {
@@ -477,12 +417,9 @@ void add_model_options(CLI::App& app, ModelOptions& model, const char* level) {
 void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) {
   add_data_options(app, options.data);
   add_search_options(app, options.search);
-  app.add_option("--arm", options.arm, "dense, joint, bottom-up, or single: one level trained by itself")
-      ->check(CLI::IsMember({"dense", "joint", "bottom-up", "single"}))
-      ->capture_default_str();
-  app.add_option("--levels", options.levels, "budgets weights:flops,..., the sparsest first")->capture_default_str();
-  app.add_option("--single-level", options.single_level, "whose budget the single arm has (1)")
-      ->check(CLI::NonNegativeNumber);
+  options.epochs = 18;
+  options.out = "gnmt-out";
+  examples::add_run_options(app, options, shares, {.switches = switches_help});
   app.add_option("--merges", options.words.merges, "byte pairs that are learnt, for each vocabulary")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
@@ -502,13 +439,6 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--encoder-layers", options.network.encoder_layers)->check(CLI::Range(1, 64))->capture_default_str();
   app.add_option("--decoder-layers", options.network.decoder_layers)->check(CLI::Range(1, 64))->capture_default_str();
   app.add_option("--dropout", options.network.dropout)->check(CLI::Range(0.0, 0.99))->capture_default_str();
-  app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
-      ->check(CLI::Range(0.001, 10000.0))
-      ->capture_default_str();
-  app.add_option("--dense-epochs", options.dense_epochs,
-                 "of them on the dense model that the sparse arms start from; 0: 60 %, with --one-cosine 20 %")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
   app.add_option("--batch", options.batch, "sentence pairs a step")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--rate", options.rate, "learning rate of AdamW")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--decay", options.decay, "weight decay of AdamW")
@@ -518,25 +448,6 @@ void add_train_options(CLI::App& app, TrainOptions& options, bool& whole_words) 
   app.add_option("--clip", options.clip, "largest norm of the gradient; 0: none")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  auto* const one_cosine = app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
-  app.add_flag("--in-turn", options.in_turn, examples::in_turn_help)->excludes(one_cosine);
-  app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
-  app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
-      ->check(CLI::Range(0, 16))
-      ->capture_default_str();
-  app.add_flag("--switches", options.switches, switches_help);
-  app.add_option("--seed", options.seed, "of weights, batches and dropout")->capture_default_str();
-  app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
-  app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
-  app.add_option("--report", options.report, "file for the rows of the table as JSON");
-  app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
-  app.add_option("--dense-from", options.dense_from,
-                 "checkpoint of another arm of the same seed: its dense model is taken instead of training it again");
-  app.add_option("--stop-after", options.stop_after, "seconds after which to save and stop; 0: never")
-      ->check(CLI::NonNegativeNumber);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@
 #include "../support/idx.hpp"
 #include "../support/levels.hpp"
 #include "../support/rows.hpp"
+#include "../support/run_options.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
 #include "judge.hpp"
@@ -38,34 +39,20 @@ using TrainingNet = pointnet2::PointNet2<train::Training<float>>;
 using pointnet2::Model;
 using Config = TrainingNet::Config;
 
-struct Options {
+/// Epochs of the phases: 45 % dense; of the rest three elevenths on pruning, eight of 55 on tuning.
+constexpr examples::PhaseShares shares{.dense = 0.45, .prune = 3.0 / 11, .tune = 8.0 / 55};
+
+struct Options : examples::RunOptions {
   std::string set = "shapes13";
   std::string data;
   std::string judge = "validation";
-  std::string arm = "joint";
-  std::string levels = examples::paper_levels;
-  std::optional<int> single_level;  ///< of the single arm; 1 if not given
-  int paths = 0;
-  bool switches = false;
   index_t limit = 0;
-  double epochs = 60;
-  double dense_epochs = 0;  ///< 0: 45 % of all
   index_t batch = 16;
   double rate = 1e-3;
   double decay = 0.01;
-  double distillation = 0.5;
-  bool one_cosine = false;
-  bool in_turn = false;
-  std::vector<double> level_dropout;
-  std::uint64_t seed = 1;
-  bool bfloat16 = false;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  std::string out = "pointnet2-out";
-  std::string report;
-  bool resume = false;
-  std::string dense_from;
-  double stop_after = 0;
   index_t points = 0;
+  double dropout = Config().dropout;
   index_t width = 64;
   index_t centroids1 = 0;
   index_t centroids2 = 0;
@@ -116,6 +103,7 @@ Config config_for(const Options& options, const pointnet2::Clouds& clouds) {
   config.points = clouds.points;
   config.classes = clouds.classes;
   config.width = options.width;
+  config.dropout = options.dropout;
   config.multi_scale = options.multi_scale;
   if (clouds.dimensions == 2) {  // a picture's ink fills an area: fewer centroids cover it
     config.centroids1 = 128;
@@ -130,56 +118,18 @@ Config config_for(const Options& options, const pointnet2::Clouds& clouds) {
   return config;
 }
 
-/// All arms take `epochs` epochs in all; the sparse ones spend `dense_epochs` of them on the dense model that they
-/// start from, and of the rest three elevenths on pruning; the joint arm eight of 55 on tuning if it has several
-/// levels.
 train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
-  recipe.seed = options.seed;
-  recipe.bfloat16 = options.bfloat16;
   recipe.batch = options.batch;
   recipe.adamw = true;
   recipe.decay = options.decay;
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.rate;
   recipe.tune_rate = options.rate / 3;
-  const double dense = examples::dense_epochs(options.dense_epochs, options.epochs, options.one_cosine ? 0.2 : 0.45);
-  const double sparse = options.epochs - dense;
   recipe.warm_up_epochs = options.epochs / 40;
-  recipe.distillation = options.distillation;
   recipe.temperature = 3;
-  recipe.random_paths = recipe.tune_paths = options.paths;
-  recipe.dense_epochs = options.epochs;
-  recipe.prune_epochs = recipe.fixed_epochs = recipe.tune_epochs = 0;
-  const std::vector<strata::LevelBudget> budgets = examples::parse_levels(options.levels);
-  if (options.in_turn && options.arm != "joint")
-    strata::raise(strata::Error("--in-turn", "--arm joint", "--arm " + options.arm));
-  if (options.arm == "dense") {
-    if (!options.level_dropout.empty())
-      strata::raise(strata::Error("--level-dropout", "an arm with levels", "--arm dense"));
-    return recipe;
-  }
-  if (options.arm == "joint" && budgets.size() > 2 && options.paths == 0)
-    strata::raise(strata::Error("--paths", "at least 1 with more than two levels, to train those in between", "0"));
-  recipe.levels = budgets;
-  recipe.dropout_factors = examples::dropout_factors(options.level_dropout, Config().dropout, budgets.size());
-  recipe.dense_epochs = dense;
-  recipe.prune_epochs = sparse * 3 / 11;
-  recipe.fixed_epochs = sparse * 8 / 11;
-  if (options.arm == "joint" && budgets.size() > 1) {
-    recipe.fixed_epochs = sparse * 32 / 55;
-    recipe.tune_epochs = sparse * 8 / 55;
-  } else if (options.arm == "bottom-up") {
-    recipe.arm = train::Arm::freeze_and_grow;
-  } else if (options.arm == "single") {
-    const auto level = static_cast<std::size_t>(options.single_level.value_or(1));
-    if (level >= budgets.size())
-      strata::raise(strata::Error("--single-level", "a level of --levels", std::to_string(level)));
-    recipe.levels = {budgets[level]};
-    if (!recipe.dropout_factors.empty()) recipe.dropout_factors = {recipe.dropout_factors[level]};
-  }
-  if (options.one_cosine) examples::use_one_cosine(recipe, options.epochs, dense);
-  if (options.in_turn) examples::use_one_path_a_step(recipe);
+  examples::plan_run(recipe, options, shares, options.dropout);
+  if (recipe.levels.empty()) return recipe;
   // Layers that one ranking over all weights would starve: those that see the coordinates alone, and the classifier.
   recipe.floor = 0.02;
   recipe.floors = {{"fc3.weight", 0.3}};
@@ -207,12 +157,7 @@ void write_text(const std::string& path, const std::string& text) {
 }
 
 int run(const Options& options, const std::string& command) {
-  if (options.single_level && options.arm != "single")
-    strata::raise(strata::Error("--single-level", "--arm single", "--arm " + options.arm));
   const train::Recipe recipe = recipe_for(options);
-  if (options.switches && recipe.levels.size() < 2)
-    strata::raise(strata::Error("--switches", "an arm with levels to switch between",
-                                "--arm " + options.arm + ", " + std::to_string(recipe.levels.size()) + " levels"));
   examples::check_report(options.report);
   const Parts parts = read_parts(options);
   const Config config = config_for(options, parts.train);
@@ -289,9 +234,9 @@ int run(const Options& options, const std::string& command) {
     add_level(save(*trainer.dense(), 1, recipe, task, pool, dense_path), Level{0}, "dense", whole, recipe.dense_epochs,
               trained.dense_seconds);
     const auto stored = examples::stored_counts(model, counts, model_path);
-    const double level_epochs = options.in_turn ? examples::epochs_in_all(recipe) : options.epochs;
+    const double level_epochs = examples::epochs_of_levels(options, recipe);
     for (int level = model.levels() - 1; level >= 0; --level)
-      add_level(model, Level{level}, options.arm == "single" ? options.single_level.value_or(1) : level,
+      add_level(model, Level{level}, examples::level_of_budgets(options, level),
                 stored[static_cast<std::size_t>(level)], level_epochs, trained.seconds);
     std::vector<std::string> stages;
     if (options.switches) stages = strata::Session<Model>(model, {}).stages();
@@ -323,47 +268,20 @@ int main(int argc, char** argv) {
   app.add_option("--judge", options.judge, "validation: a part held back from training; test: the test files")
       ->check(CLI::IsMember({"validation", "test"}))
       ->capture_default_str();
-  app.add_option("--arm", options.arm, "dense, joint, bottom-up, or single: one level trained by itself")
-      ->check(CLI::IsMember({"dense", "joint", "bottom-up", "single"}))
-      ->capture_default_str();
-  app.add_option("--levels", options.levels, "budgets weights:flops,..., the sparsest first")->capture_default_str();
-  app.add_option("--single-level", options.single_level, "whose budget the single arm has (1)")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
-      ->check(CLI::Range(0, 16))
-      ->capture_default_str();
-  app.add_flag("--switches", options.switches, "judge paths that drop to a lower level at each stage as well");
+  options.out = "pointnet2-out";
+  examples::add_run_options(app, options, shares);
   app.add_option("--limit", options.limit, "training clouds at most; 0: all")->check(CLI::NonNegativeNumber);
-  app.add_option("--epochs", options.epochs, "of the whole run, all phases together")
-      ->check(CLI::Range(0.01, 10000.0))
-      ->capture_default_str();
-  app.add_option("--dense-epochs", options.dense_epochs,
-                 "of them on the dense model that the sparse arms start from; 0: 45 %, with --one-cosine 20 %")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
   app.add_option("--batch", options.batch, "clouds a step")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--rate", options.rate, "learning rate of AdamW")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--decay", options.decay, "weight decay of AdamW")->check(CLI::NonNegativeNumber);
-  app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  auto* const one_cosine = app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
-  app.add_flag("--in-turn", options.in_turn, examples::in_turn_help)->excludes(one_cosine);
-  app.add_option("--level-dropout", options.level_dropout, examples::level_dropout_help)->delimiter(',');
-  app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
-  app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
   app.add_option("--threads", options.threads, "for training and judging")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  app.add_option("--out", options.out, "directory for the checkpoint and the models")->capture_default_str();
-  app.add_option("--report", options.report, "file for the rows of the table as JSON");
-  app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
-  app.add_option("--dense-from", options.dense_from,
-                 "checkpoint of another arm of the same seed: its dense model is taken instead of training it again");
-  app.add_option("--stop-after", options.stop_after, "seconds after which to save and stop; 0: never")
-      ->check(CLI::NonNegativeNumber);
   app.add_option("--points", options.points, "points a cloud (default: 1024, and 256 for fashion)")
       ->check(CLI::Range(1, 65536));
+  app.add_option("--dropout", options.dropout, "between the fully connected layers")
+      ->check(CLI::Range(0.0, 0.99))
+      ->capture_default_str();
   app.add_option("--width", options.width, "channels of the first perceptron")->check(CLI::Range(2, 1024));
   app.add_option("--centroids1", options.centroids1, "of the first abstraction")->check(CLI::Range(1, 65536));
   app.add_option("--centroids2", options.centroids2, "of the second")->check(CLI::Range(1, 65536));

@@ -26,6 +26,7 @@
 #include "../support/levels.hpp"
 #include "../support/picture.hpp"
 #include "../support/rows.hpp"
+#include "../support/run_options.hpp"
 #include "../support/table.hpp"
 #include "../support/training_run.hpp"
 #include "network.hpp"
@@ -38,41 +39,25 @@ namespace train = strata::train;
 using TrainingNet = resnet::ResNet<train::Training<float>>;
 using Model = strata::Model<resnet::ResNet>;
 
-struct Options {
+struct Options : examples::RunOptions {
   std::string network = "resnet20";
   std::string dataset = "cifar10";
   std::string data;
   std::string data_name;  ///< in rows; empty: what `name_of_data` makes of the others
-  std::string arm = "joint";
-  int level = -1;
-  double epochs = 60;
   double rate = 0.1;
   double sparse_rate = 0.05;
   double decay = 5e-4;
   double smoothing = 0;
   index_t hole = 0;
   index_t level_hole = -1;  ///< below 0: `hole`
-  double distillation = 0.8;
-  bool one_cosine = false;
   double temperature = 3;
-  int paths = 1;
-  bool in_turn = false;
   std::vector<std::string> without;
   double floor = 0.02;
   double stem_floor = 0.5;
   double classifier_floor = 0.3;
   index_t batch = 128;
-  std::uint64_t seed = 1;
-  bool bfloat16 = false;
   index_t validation = 0;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  std::string levels = examples::paper_levels;
-  std::string out = "resnet-out";
-  std::string report;
-  std::string dense_from;
-  bool switches = false;
-  bool resume = false;
-  double stop_after = 0;
   double checkpoint_seconds = 300;
   std::string command;
 };
@@ -132,44 +117,26 @@ std::string name_of_data(const Options& options, const std::vector<std::string>&
   return examples::data_name(options.data);
 }
 
-/// Half of the epochs are dense. The others: joint prunes for a tenth, trains the levels for three tenths, tunes the
-/// top level for a tenth. The bottom-up arm and joint steps with one path get as many forward-backward passes, in the
-/// same shares of pruning and training. `dense` trains on for all epochs.
-train::Recipe recipe_for(const Options& options, const std::vector<strata::LevelBudget>& budgets) {
+/// Epochs of the phases: half dense; of the others a fifth for pruning, a fifth for tuning.
+constexpr examples::PhaseShares shares{.dense = 0.5, .prune = 0.2, .tune = 0.2};
+
+train::Recipe recipe_for(const Options& options) {
   train::Recipe recipe;
-  recipe.levels = budgets;
   recipe.batch = options.batch;
-  recipe.seed = options.seed;
-  recipe.bfloat16 = options.bfloat16;
   recipe.dense_rate = options.rate;
   recipe.sparse_rate = options.sparse_rate;
   recipe.decay = options.decay;
-  recipe.distillation = options.distillation;
   recipe.temperature = options.temperature;
-  recipe.random_paths = recipe.tune_paths = options.paths;
+  recipe.warm_up_epochs = std::min(1.0, options.epochs / 10);
   const auto with = [&](const char* part) { return std::ranges::find(options.without, part) == options.without.end(); };
   if (with("floors")) {
     recipe.floor = options.floor;
     recipe.floors = {{"conv1.weight", options.stem_floor}, {"fc.weight", options.classifier_floor}};
   }
   if (!with("recalibration")) recipe.recalibration_batches = 0;
-  const double e = options.epochs;
-  recipe.warm_up_epochs = std::min(1.0, e / 10);
-  if (budgets.empty()) {
-    recipe.dense_epochs = e;
-    return recipe;
-  }
-  recipe.dense_epochs = e / 2;
-  recipe.prune_epochs = e / 10;
-  recipe.fixed_epochs = e * 3 / 10;
-  recipe.tune_epochs = e / 10;
-  if (budgets.size() == 1 || !with("freezing")) {  // no top level to tune
-    recipe.fixed_epochs += recipe.tune_epochs;
-    recipe.tune_epochs = 0;
-  }
-  if (options.arm == "bottom-up") recipe.arm = train::Arm::freeze_and_grow;
-  if (options.arm == "bottom-up" || options.in_turn) examples::use_one_path_a_step(recipe);
-  if (options.one_cosine) examples::use_one_cosine(recipe, e, e / 5);
+  examples::PhaseShares used = shares;
+  if (!with("freezing")) used.tune = 0;
+  examples::plan_run(recipe, options, used);
   return recipe;
 }
 
@@ -213,10 +180,10 @@ class Judged {
   Clock::time_point start_ = Clock::now();
 };
 
-/// One run of one recipe under the file name `name`; its rows, or none if it was stopped. `first_level`: what the
-/// recipe's level 0 is called.
-std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& data,
-                            const std::vector<strata::LevelBudget>& budgets, const std::string& name, int first_level) {
+/// One run of one recipe under the file name `name`; its rows, or none if it was stopped.
+std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& data, const std::string& name) {
+  const train::Recipe recipe = recipe_for(options);
+  const bool dense_only = recipe.levels.empty();
   const train::Dataset& training = data.split.train;
   const train::Variation variation{.shift = options.dataset == "cifar10" ? 4 : 2, .flip = true, .hole = options.hole};
   train::Variation for_levels = variation;
@@ -227,7 +194,6 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   TrainingNet network(config);
   train::initialise(network, options.seed);
   strata::ThreadPool pool(options.threads);
-  const train::Recipe recipe = recipe_for(options, budgets);
   train::Trainer<TrainingNet, train::Classification<float>> trainer(network, task, recipe, pool);
   const auto done = examples::run_training(trainer, recipe.batch,
                                            {.checkpoint = options.out + "/" + name + ".checkpoint",
@@ -244,9 +210,9 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   const TrainingNet& dense_network = trainer.dense() != nullptr ? *trainer.dense() : network;
   const Model dense = save(dense_network, 1, data, task, pool, options.out + "/" + name + "-dense.safetensors");
   const double dense_accuracy = examples::accuracy(dense, data.split.test, Level{0}, options.threads);
-  judged.add({"dense", dense_accuracy, 1, 1, budgets.empty() ? epochs : recipe.dense_epochs,
-              budgets.empty() ? done.seconds : done.dense_seconds});
-  if (budgets.empty()) return judged.rows;
+  judged.add({"dense", dense_accuracy, 1, 1, dense_only ? epochs : recipe.dense_epochs,
+              dense_only ? done.seconds : done.dense_seconds});
+  if (dense_only) return judged.rows;
   const auto counts = train::count_layers<float>(network, trainer.levels());
   (void)strata::check_within(counts, recipe.levels).value();
   const std::string path = options.out + "/" + name + ".safetensors";
@@ -254,7 +220,7 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
   const auto stored = examples::stored_counts(model, counts, path);
   for (int level = model.levels() - 1; level >= 0; --level) {
     const auto& count = stored[static_cast<std::size_t>(level)];
-    judged.add({std::to_string(first_level + level),
+    judged.add({std::to_string(examples::level_of_budgets(options, level)),
                 examples::accuracy(model, data.split.test, Level{level}, options.threads), count.weight_share(),
                 count.flop_share(), epochs, done.seconds});
   }
@@ -273,18 +239,9 @@ std::vector<Row> run_recipe(const Options& options, const examples::NamedSplit& 
 }
 
 int run(const Options& options) {
-  const auto budgets = examples::parse_levels(options.levels);
-  if (options.level >= 0 && options.arm != "single")
-    strata::raise(strata::Error("--level", "--arm single", "--arm " + options.arm));
-  if (options.level >= static_cast<int>(budgets.size()))
-    strata::raise(
-        strata::Error("--level", "a level below " + std::to_string(budgets.size()), std::to_string(options.level)));
   if (!options.without.empty() && options.arm != "joint")
     strata::raise(strata::Error("--without", "--arm joint", "--arm " + options.arm));
-  if (options.in_turn && options.arm != "joint")
-    strata::raise(strata::Error("--in-turn", "--arm joint", "--arm " + options.arm));
-  if (options.switches && options.arm != "joint" && options.arm != "bottom-up")
-    strata::raise(strata::Error("--switches", "an arm with levels to switch between", "--arm " + options.arm));
+  (void)recipe_for(options);  // refuses what does not fit before data is read
   examples::check_report(options.report);
   const examples::NamedSplit data = read_data(options);
   const std::string data_name = name_of_data(options, data.names);
@@ -296,21 +253,20 @@ int run(const Options& options) {
   std::vector<Row> rows;
   if (options.arm == "single") {
     const auto start = std::chrono::steady_clock::now();
-    for (int level = static_cast<int>(budgets.size()) - 1; level >= 0; --level) {
-      if (options.level >= 0 && level != options.level) continue;
+    for (int level = static_cast<int>(examples::parse_levels(options.levels).size()) - 1; level >= 0; --level) {
+      if (options.single_level.value_or(level) != level) continue;
       Options of_level = options;
+      of_level.single_level = level;
       if (options.stop_after > 0) {
         const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
         of_level.stop_after = std::max(options.stop_after - taken.count(), 1e-3);
       }
-      const auto found = run_recipe(of_level, data, {budgets[static_cast<std::size_t>(level)]},
-                                    "single-" + std::to_string(level), level);
+      const auto found = run_recipe(of_level, data, "single-" + std::to_string(level));
       if (found.empty()) return examples::unfinished;
       rows.insert(rows.end(), found.begin() + 1, found.end());  // without the dense model on the way there
     }
   } else {
-    rows = run_recipe(options, data, options.arm == "dense" ? std::vector<strata::LevelBudget>() : budgets, options.arm,
-                      0);
+    rows = run_recipe(options, data, options.arm);
     if (rows.empty()) return examples::unfinished;
   }
 
@@ -366,15 +322,15 @@ int main(int argc, char** argv) {
   app.add_option("--data-name", options.data_name,
                  "what rows call the data; default: --dataset, or the last name of --data if it is read as cifar10 and "
                  "its classes are not called as CIFAR-10's ten are");
-  app.add_option("--arm", options.arm, "joint, bottom-up, single (a model of its own for each level) or dense")
-      ->check(CLI::IsMember({"joint", "bottom-up", "single", "dense"}))
-      ->capture_default_str();
-  app.add_option("--level", options.level, "single: this level only")->check(CLI::Range(0, strata::max_levels - 1));
-  app.add_option("--epochs", options.epochs, "in all; half of them dense")
-      ->check(CLI::Range(0.01, 10000.0))
-      ->capture_default_str();
+  options.out = "resnet-out";
+  options.distillation = 0.8;
+  options.paths = 1;
+  auto* const one_cosine =
+      examples::add_run_options(app, options, shares,
+                                {.single_level = "--single-level,--level",
+                                 .whose_single_level = "single: this level only, not all of them one after the other",
+                                 .dropout = false});
   app.add_option("--rate", options.rate, "learning rate of the dense phase")->capture_default_str();
-  auto* const one_cosine = app.add_flag("--one-cosine", options.one_cosine, examples::one_cosine_help);
   app.add_option("--sparse-rate", options.sparse_rate, "learning rate of the levels")
       ->excludes(one_cosine)
       ->capture_default_str();
@@ -385,14 +341,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--level-hole", options.level_hole, "the same while levels train; default: --hole")
       ->check(CLI::Range(0, 1 << 16));
-  app.add_option("--distillation", options.distillation, "share of the loss that comes from the dense model")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
   app.add_option("--temperature", options.temperature, "of distillation")->capture_default_str();
-  app.add_option("--paths", options.paths, "joint: paths with a random switch of level in every step")
-      ->check(CLI::Range(0, 16))
-      ->capture_default_str();
-  app.add_flag("--in-turn", options.in_turn, examples::in_turn_help)->excludes(one_cosine);
   app.add_option("--without", options.without,
                  "parts of the recipe to leave out, for ablations: tuning of the top level around frozen ones, whose "
                  "time goes to training all; means of statistics over batches at the end; least densities")
@@ -402,23 +351,10 @@ int main(int argc, char** argv) {
   app.add_option("--stem-floor", options.stem_floor, "of the first convolution")->capture_default_str();
   app.add_option("--classifier-floor", options.classifier_floor, "of the classifier")->capture_default_str();
   app.add_option("--batch", options.batch)->check(CLI::Range(1, 65536))->capture_default_str();
-  app.add_option("--levels", options.levels, "weights:flops of each level as fractions, sparsest first")
-      ->capture_default_str();
-  app.add_option("--seed", options.seed, "of weights, batches and variations")->capture_default_str();
   app.add_option("--validation", options.validation, "training pictures to hold back and judge by instead of the test")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 256))->capture_default_str();
-  app.add_flag("--bfloat16", options.bfloat16, examples::bfloat16_help);
-  app.add_option("--out", options.out, "directory for models and checkpoints")->capture_default_str();
-  app.add_option("--report", options.report, "file for the table as JSON");
-  app.add_option("--dense-from", options.dense_from,
-                 "checkpoint of another arm of the same seed: its dense model is taken instead of training it again");
-  app.add_flag("--switches", options.switches, "judge paths that drop to a lower level at each stage as well");
-  app.add_flag("--resume", options.resume, "go on from the checkpoint in --out");
-  app.add_option("--stop-after", options.stop_after, "seconds after which the run saves itself and ends; 0: never")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
   app.add_option("--checkpoint-seconds", options.checkpoint_seconds, "between two saves")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -35,10 +35,6 @@ inline constexpr const char* paper_levels = "0.0538:0.0447,0.1338:0.1497";
   return budgets;
 }
 
-/// What `--level-dropout` does, for the help of a program.
-inline constexpr const char* level_dropout_help =
-    "dropout while a level trains, for each level, sparsest first; default: that of the dense model";
-
 /// `Recipe::dropout_factors` for `--level-dropout`: `rates` of `levels` levels, of a network whose layers drop
 /// `dropout`. None for no rates. Raises: another number of rates, rates above `dropout`.
 [[nodiscard]] inline std::vector<double> dropout_factors(const std::vector<double>& rates, double dropout,

@@ -24,74 +24,12 @@ namespace examples {
 /// Exit code of a program whose run stopped in time and wants to be resumed.
 inline constexpr int unfinished = 3;
 
-/// What `--bfloat16` does, for the help of a program.
-inline constexpr const char* bfloat16_help =
-    "keep activations of convolutions and round operands of large products as bfloat16 while training, where the "
-    "machine "
-    "multiplies such numbers";
-
-/// Epochs of the dense model that sparse arms start from: `--dense-epochs` as `given`, or, if that is 0, `share` of
-/// all.
-[[nodiscard]] inline double dense_epochs(double given, double epochs, double share) {
-  if (given > epochs) strata::raise(strata::Error("--dense-epochs", "at most --epochs", std::to_string(given)));
-  return given > 0 ? given : share * epochs;
-}
-
 /// Raises if the report of a run that is about to begin could not be written at its end: a directory that is not there.
 inline void check_report(const std::string& path) {
   const std::filesystem::path directory = std::filesystem::path(path).parent_path();
   std::error_code unknown;
   if (!directory.empty() && !std::filesystem::is_directory(directory, unknown))
     strata::raise(strata::Error("--report", "a file in a directory that exists", path));
-}
-
-/// Help of the option for `use_one_cosine`.
-inline constexpr const char* one_cosine_help =
-    "joint and single: the rate falls along one cosine over all phases, as in the dense arm, a fifth of the epochs is "
-    "dense, and --distillation is from the step's top level, not from the dense model, whose training is not finished; "
-    "the single arm, which has one level, learns from labels alone";
-
-/// Gives the phases of a joint or single `recipe` one cosine over all `epochs`: `dense` are dense, of the others three
-/// eighths are for pruning, an eighth for the top level if there are more, and what is left for fixed masks.
-/// Distillation becomes one from the top level, so that there is none with one level. Raises: the bottom-up arm.
-inline void use_one_cosine(strata::train::Recipe& recipe, double epochs, double dense) {
-  if (recipe.arm != strata::train::Arm::joint)
-    strata::raise(strata::Error("--one-cosine", "--arm joint or single", "--arm bottom-up"));
-  const double sparse = epochs - dense;
-  recipe.one_cosine = true;
-  recipe.in_place_distillation = std::exchange(recipe.distillation, 0);
-  recipe.dense_epochs = dense;
-  recipe.prune_epochs = sparse * 3 / 8;
-  recipe.tune_epochs = recipe.levels.size() > 1 ? sparse / 8 : 0;
-  recipe.fixed_epochs = sparse - recipe.prune_epochs - recipe.tune_epochs;
-}
-
-/// Help of the option that gives a joint run one path a step.
-inline constexpr const char* in_turn_help =
-    "joint: a step runs one of its paths, each in its turn, and there are as many more epochs as that saves";
-
-/// Stretches the phases of `recipe`, planned for joint steps with all their paths, for steps with one, to as many
-/// passes. The bottom-up arm, which tunes nothing, trains on its masks in that time.
-inline void use_one_path_a_step(strata::train::Recipe& recipe) {
-  using Kind = strata::train::Phase::Kind;
-  strata::train::Recipe one = recipe;
-  one.paths_in_turn = true;
-  const auto longer = [&](Kind kind) {
-    return strata::train::passes_per_step(recipe, kind) / strata::train::passes_per_step(one, kind);
-  };
-  one.prune_epochs *= longer(Kind::prune);
-  one.fixed_epochs *= longer(Kind::fixed);
-  one.tune_epochs *= longer(Kind::tune);
-  if (one.arm == strata::train::Arm::freeze_and_grow) {
-    one.fixed_epochs += std::exchange(one.tune_epochs, 0);
-    one.paths_in_turn = false;
-  }
-  recipe = std::move(one);
-}
-
-/// Of all phases together.
-[[nodiscard]] inline double epochs_in_all(const strata::train::Recipe& recipe) {
-  return recipe.dense_epochs + recipe.prune_epochs + recipe.fixed_epochs + recipe.tune_epochs;
 }
 
 struct TrainingRunOptions {

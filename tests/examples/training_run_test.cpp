@@ -58,52 +58,6 @@ std::string temporary() {
 
 }  // namespace
 
-TEST_CASE("one cosine leaves the epochs in all as they were asked for, and the bottom-up arm alone") {
-  strata::train::Recipe recipe;
-  recipe.distillation = 0.75;
-  for (const std::size_t levels : {1U, 2U}) {
-    recipe.levels.assign(levels, {0.5, 0.5});
-    recipe.distillation = 0.75;
-    examples::use_one_cosine(recipe, 40, 8);
-    CHECK(recipe.one_cosine);
-    CHECK(recipe.dense_epochs + recipe.prune_epochs + recipe.fixed_epochs + recipe.tune_epochs == 40);
-    CHECK(recipe.dense_epochs == 8);
-    CHECK(recipe.prune_epochs == 12);
-    CHECK(recipe.tune_epochs == (levels == 1 ? 0 : 4));
-    CHECK(recipe.distillation == 0);
-    CHECK(recipe.in_place_distillation == 0.75);
-  }
-  recipe.arm = strata::train::Arm::freeze_and_grow;
-  try {
-    examples::use_one_cosine(recipe, 40, 8);
-    FAIL("no error");
-  } catch (const strata::Error& error) {
-    CHECK(error.where() == "--one-cosine");
-  }
-}
-
-TEST_CASE("steps with one path get as many passes as the joint steps with all that they replace") {
-  for (const auto arm : {strata::train::Arm::joint, strata::train::Arm::freeze_and_grow})
-    for (const double distillation : {0.0, 0.5}) {
-      strata::train::Recipe recipe;
-      recipe.arm = arm;
-      recipe.levels.assign(2, {0.5, 0.5});
-      recipe.distillation = distillation;
-      recipe.random_paths = 2;
-      recipe.tune_paths = 1;
-      recipe.prune_epochs = 3;
-      recipe.fixed_epochs = 5;
-      recipe.tune_epochs = 2;
-      const double teacher = distillation > 0 ? 1.0 / 3 : 0;
-      const double all_paths = (3 + 5) * (4 + teacher) + 2 * (2 + teacher);
-      examples::use_one_path_a_step(recipe);
-      const double epochs = recipe.prune_epochs + recipe.fixed_epochs + recipe.tune_epochs;
-      CHECK(std::abs(epochs * (1 + teacher) - all_paths) < 1e-9);
-      CHECK((recipe.tune_epochs > 0) == (arm == strata::train::Arm::joint));
-      CHECK(recipe.paths_in_turn == (arm == strata::train::Arm::joint));
-    }
-}
-
 TEST_CASE("time for which a training run was suspended does not count") {
   const train::Dataset data = noise(64);
   for (const bool suspended : {false, true}) {
