@@ -22,6 +22,7 @@
 #include <strata/train/fit.hpp>
 #include <strata/train/node_classification.hpp>
 
+#include "../support/run_plan.hpp"
 #include "../support/training_run.hpp"
 #include "network.hpp"
 
