@@ -80,7 +80,8 @@ namespace examples {
   for (const std::string arm : {"dense", "joint", "bottom-up", "single", "four-levels"}) {
     arms.push_back(arm);
     for (const auto& [other, level] : arms_and_levels(rows))  // with other settings (`with_settings_as_arms`)
-      if (other.starts_with(arm + " ") && other != arms.back()) arms.push_back(other);
+      if (other.starts_with(arm + " ") && std::find(arms.begin(), arms.end(), other) == arms.end())
+        arms.push_back(other);
   }
   for (const std::string& arm : arms) {
     PlotSeries series{arm};

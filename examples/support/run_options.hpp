@@ -32,7 +32,7 @@ inline CLI::Option* add_run_options(CLI::App& app, RunOptions& options, const Ph
       ->capture_default_str();
   app.add_option("--dense-epochs", options.dense_epochs,
                  "of them on the dense model that the sparse arms start from; 0: " + percent(shares.dense) +
-                     ", with --one-cosine " + percent(PhaseShares::dense_of_one_cosine))
+                     ", with --one-cosine " + percent(one_cosine_shares.dense))
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--distillation", options.distillation, "share of distillation in the loss of levels")

@@ -2,7 +2,6 @@
 // are is the program's, what arms, one cosine and one path a step make of them is the same for all.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -23,10 +22,10 @@ struct PhaseShares {
   double dense = 0.5;  ///< of all epochs
   double prune = 0.2;  ///< of the others
   double tune = 0.2;   ///< of the others, if there are levels below the top one; what is left is for fixed masks
-
-  /// `dense` with one cosine over all phases.
-  static constexpr double dense_of_one_cosine = 0.2;
 };
+
+/// With one cosine over all phases, whatever the program.
+inline constexpr PhaseShares one_cosine_shares{.dense = 0.2, .prune = 0.375, .tune = 0.125};
 
 struct RunOptions {
   std::string arm = "joint";  ///< dense, joint, bottom-up or single
@@ -48,21 +47,6 @@ struct RunOptions {
   std::string dense_from;
   double stop_after = 0;
 };
-
-/// Gives the phases of a joint or single `recipe` one cosine over all `epochs`: `dense` are dense, of the others three
-/// eighths are for pruning, an eighth for the top level if there are more, and what is left for fixed masks.
-/// Distillation becomes one from the top level, so that there is none with one level. Raises: the bottom-up arm.
-inline void use_one_cosine(strata::train::Recipe& recipe, double epochs, double dense) {
-  if (recipe.arm != strata::train::Arm::joint)
-    strata::raise(strata::Error("--one-cosine", "--arm joint or single", "--arm bottom-up"));
-  const double sparse = epochs - dense;
-  recipe.one_cosine = true;
-  recipe.in_place_distillation = std::exchange(recipe.distillation, 0);
-  recipe.dense_epochs = dense;
-  recipe.prune_epochs = sparse * 3 / 8;
-  recipe.tune_epochs = recipe.levels.size() > 1 ? sparse / 8 : 0;
-  recipe.fixed_epochs = sparse - recipe.prune_epochs - recipe.tune_epochs;
-}
 
 /// Stretches the phases of `recipe`, planned for joint steps with all their paths, for steps with one, to as many
 /// passes. The bottom-up arm, which tunes nothing, trains on its masks in that time.
@@ -101,8 +85,9 @@ inline void use_one_path_a_step(strata::train::Recipe& recipe) {
 
 /// Sets seed, precision, arm, levels, paths, distillation and the epochs of all phases of `recipe`. The dense and the
 /// joint arm take --epochs in all, the single arm too; the bottom-up arm, and the joint one with --in-turn, as many
-/// passes as a joint run of that length. `dropout`: of the network, for --level-dropout. Raises: options that do not
-/// fit the arm or each other.
+/// passes as a joint run of that length. With one cosine distillation becomes one from the top level, so that there is
+/// none with one level. `shares.tune` 0: the top level is not tuned, with one cosine neither. `dropout`: of the
+/// network, for --level-dropout. Raises: options that do not fit the arm or each other.
 inline void plan_run(strata::train::Recipe& recipe, const RunOptions& options, const PhaseShares& shares,
                      double dropout = 0) {
   const auto only_for = [&](bool given, const char* option, bool fits, const char* expected) {
@@ -113,6 +98,7 @@ inline void plan_run(strata::train::Recipe& recipe, const RunOptions& options, c
   const bool dense_only = options.arm == "dense";
   std::vector<strata::LevelBudget> budgets = parse_levels(options.levels);
   only_for(options.in_turn, "--in-turn", joint, "--arm joint");
+  only_for(options.one_cosine, "--one-cosine", options.arm != "bottom-up", "--arm joint or single");
   only_for(!options.level_dropout.empty(), "--level-dropout", !dense_only, "an arm with levels");
   only_for(options.single_level.has_value(), "--single-level", single, "--arm single");
   if (joint && budgets.size() > 2 && options.paths == 0)
@@ -139,14 +125,17 @@ inline void plan_run(strata::train::Recipe& recipe, const RunOptions& options, c
     }
     recipe.levels = std::move(budgets);
     if (options.arm == "bottom-up") recipe.arm = strata::train::Arm::freeze_and_grow;
-    const double share = options.one_cosine ? PhaseShares::dense_of_one_cosine : shares.dense;
-    const double dense = options.dense_epochs > 0 ? options.dense_epochs : share * options.epochs;
+    const PhaseShares& used = options.one_cosine ? one_cosine_shares : shares;
+    const double dense = options.dense_epochs > 0 ? options.dense_epochs : used.dense * options.epochs;
     const double sparse = options.epochs - dense;
     recipe.dense_epochs = dense;
-    recipe.prune_epochs = shares.prune * sparse;
-    recipe.tune_epochs = recipe.levels.size() > 1 ? shares.tune * sparse : 0;
+    recipe.prune_epochs = used.prune * sparse;
+    recipe.tune_epochs = recipe.levels.size() > 1 && shares.tune > 0 ? used.tune * sparse : 0;
     recipe.fixed_epochs = sparse - recipe.prune_epochs - recipe.tune_epochs;
-    if (options.one_cosine) use_one_cosine(recipe, options.epochs, dense);
+    if (options.one_cosine) {
+      recipe.one_cosine = true;
+      recipe.in_place_distillation = std::exchange(recipe.distillation, 0);
+    }
     if (options.in_turn || options.arm == "bottom-up") use_one_path_a_step(recipe);
   }
   if (options.switches && recipe.levels.size() < 2)

@@ -106,9 +106,6 @@ TEST_CASE("a plan has the seed, paths, precision, distillation and dropout that 
   REQUIRE(recipe.dropout_factors.size() == 2);
   CHECK(close(recipe.dropout_factors[0], 0.2));
   CHECK(close(recipe.dropout_factors[1], 1));
-  const train::Recipe one = plan("joint", [](examples::RunOptions& o) { o.one_cosine = true; });
-  CHECK(one.one_cosine);
-  CHECK(one.dense_epochs == 8);
 }
 
 TEST_CASE("options that do not fit their arm or each other are refused by name") {
@@ -126,28 +123,28 @@ TEST_CASE("options that do not fit their arm or each other are refused by name")
     CHECK(refused(arm, [](Options& o) { o.switches = true; }) == "--switches");
 }
 
-TEST_CASE("one cosine leaves the epochs in all as they were asked for, and the bottom-up arm alone") {
-  strata::train::Recipe recipe;
-  recipe.distillation = 0.75;
-  for (const std::size_t levels : {1U, 2U}) {
-    recipe.levels.assign(levels, {0.5, 0.5});
-    recipe.distillation = 0.75;
-    examples::use_one_cosine(recipe, 40, 8);
+TEST_CASE("one cosine leaves the epochs in all as they were asked for") {
+  for (const char* arm : {"joint", "single"}) {
+    const bool single = arm == std::string("single");
+    const train::Recipe recipe = plan(arm, [](examples::RunOptions& o) {
+      o.one_cosine = true;
+      o.distillation = 0.75;
+    });
     CHECK(recipe.one_cosine);
-    CHECK(recipe.dense_epochs + recipe.prune_epochs + recipe.fixed_epochs + recipe.tune_epochs == 40);
+    CHECK(examples::epochs_in_all(recipe) == 40);
     CHECK(recipe.dense_epochs == 8);
     CHECK(recipe.prune_epochs == 12);
-    CHECK(recipe.tune_epochs == (levels == 1 ? 0 : 4));
+    CHECK(recipe.tune_epochs == (single ? 0 : 4));
     CHECK(recipe.distillation == 0);
     CHECK(recipe.in_place_distillation == 0.75);
   }
-  recipe.arm = strata::train::Arm::freeze_and_grow;
-  try {
-    examples::use_one_cosine(recipe, 40, 8);
-    FAIL("no error");
-  } catch (const strata::Error& error) {
-    CHECK(error.where() == "--one-cosine");
-  }
+  // A program that leaves tuning out does so here too.
+  examples::RunOptions options;
+  options.one_cosine = true;
+  train::Recipe recipe;
+  examples::plan_run(recipe, options, {.dense = 0.5, .prune = 0.2, .tune = 0});
+  CHECK(recipe.tune_epochs == 0);
+  CHECK(examples::epochs_in_all(recipe) == options.epochs);
 }
 
 TEST_CASE("steps with one path get as many passes as the joint steps with all that they replace") {
